@@ -1,0 +1,306 @@
+"""The configuration of a run as frozen dataclasses, one a stage. Imports no TensorFlow and no ml_collections.
+
+A config file (configs/*.py) returns an `ml_collections.ConfigDict`; `Config.from_dict` turns it, once, into these. An unknown
+field, a value of the wrong type or out of range is a `ConfigError` that names the field.
+"""
+
+import dataclasses
+import math
+
+from sivdnas_tf.errors import ConfigError, nearest
+from sivdnas_tf.search_space import NETWORKS, SEARCH_SPACES
+
+
+def _field(default, *, low=None, high=None, above=None, choices=None):
+    """A field with its default and what a value must satisfy: low <= value <= high, value > above, value (or each item) in choices."""
+    return dataclasses.field(default=default, metadata={"low": low, "high": high, "above": above, "choices": choices})
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Images and their splits.
+
+    Attributes:
+      name: "digits" (scikit-learn's, bundled) or the name of a TFDS dataset, e.g. "cifar10".
+      data_dir: where the TFDS dataset was prepared; "" is TFDS' own default directory. Nothing is ever downloaded.
+      resolution: pixels a side after resizing; 0 keeps the images' own size.
+      holdout_fraction: share of the training images that is never trained on: chooses a checkpoint and verifies the export.
+      test_fraction: share of the images that becomes the test split, for data that comes without one.
+      crop_padding: pixels added on each side before the random crop of the training augmentation.
+      flip: whether training images are flipped left to right at random.
+    """
+
+    name: str = "digits"
+    data_dir: str = ""
+    resolution: int = _field(0, low=0)
+    holdout_fraction: float = _field(0.1, above=0.0, high=0.9)
+    test_fraction: float = _field(0.2, above=0.0, high=0.9)
+    crop_padding: int = _field(4, low=0)
+    flip: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchConfig:
+    """The supernet, its posterior and the bilevel optimisation (METHOD.md sections 2 and 3).
+
+    Attributes:
+      search_space: name of the space; its primitives compete on every edge.
+      channels, cells: size of the supernet.
+      epochs: over the smaller half of the training images.
+      warmup_epochs: first epochs, in which only weights are updated.
+      batch_size: images a step, all replicas together, of each half.
+      mixing: how w and phi become mixing weights: "identity", "sigmoid" or "softmax".
+      initial_log_dropout_rate: log delta and log sigma at the start.
+      kl_weight: what the KL divergence is multiplied by beside the batch-mean cross-entropy; 1 / N is the ELBO as written.
+      prior_gap_decay: what (1 - lambda)^2 is multiplied by an epoch, after the warm-up.
+      architecture_learning_rate, architecture_beta_1, architecture_beta_2: of Adam on the architecture parameters.
+      architecture_weight_decay: coupled, on w and phi only (on log delta it would be a prior nobody asked for).
+      learning_rate, final_learning_rate: of SGD on the weights, cosine over the epochs.
+      momentum, weight_decay, gradient_clip_norm: of SGD on the weights; the decay is coupled, the clipping global, 0 turns it off.
+      cutout_length: side in pixels of the square that Cutout zeroes in training images; 0 turns it off.
+    """
+
+    search_space: str = _field("darts", choices=tuple(SEARCH_SPACES))
+    channels: int = _field(16, low=2)
+    cells: int = _field(8, low=3)
+    epochs: int = _field(50, low=1)
+    warmup_epochs: int = _field(15, low=0)
+    batch_size: int = _field(64, low=1)
+    mixing: str = _field("identity", choices=("identity", "sigmoid", "softmax"))
+    initial_log_dropout_rate: float = _field(-5.0, low=-20.0, high=20.0)
+    kl_weight: float = _field(0.01, low=0.0)
+    prior_gap_decay: float = _field(0.95, above=0.0, high=1.0)
+    architecture_learning_rate: float = _field(3e-4, above=0.0)
+    architecture_beta_1: float = _field(0.5, low=0.0, high=0.9999)
+    architecture_beta_2: float = _field(0.999, low=0.0, high=0.999999)
+    architecture_weight_decay: float = _field(1e-3, low=0.0)
+    learning_rate: float = _field(0.025, above=0.0)
+    final_learning_rate: float = _field(0.001, low=0.0)
+    momentum: float = _field(0.9, low=0.0, high=0.9999)
+    weight_decay: float = _field(3e-4, low=0.0)
+    gradient_clip_norm: float = _field(5.0, low=0.0)
+    cutout_length: int = _field(0, low=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class DeriveConfig:
+    """How a posterior becomes a genotype (METHOD.md section 4).
+
+    Attributes:
+      rule: "budget", "mode" or "sample".
+      seed: of the draw of "sample".
+    """
+
+    rule: str = _field("budget", choices=("budget", "mode", "sample"))
+    seed: int = _field(0, low=0, high=2**31 - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class BudgetConfig:
+    """The network that is deployed, and what it may cost.
+
+    Attributes:
+      network, channels, cells, classes, resolution, image_channels: of the deployed network.
+      macs: largest number of multiply-adds an image.
+      convention: which count is held against it: "macs" (convolutions and dense layers) or "macs_ptflops".
+    """
+
+    network: str = _field("imagenet", choices=NETWORKS)
+    channels: int = _field(48, low=2)
+    cells: int = _field(14, low=3)
+    classes: int = _field(1000, low=2)
+    resolution: int = _field(224, low=4)
+    image_channels: int = _field(3, low=1)
+    macs: float = _field(600e6, above=0.0)
+    convention: str = _field("macs", choices=("macs", "macs_ptflops"))
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The evaluation network and its training (METHOD.md section 7).
+
+    Attributes:
+      network, channels, cells: the evaluation network; classes and resolution are the data's.
+      epochs: over all training images but the held-out ones.
+      batch_size: images a step, all replicas together.
+      learning_rate, final_learning_rate: of SGD, cosine over the epochs.
+      momentum, weight_decay, gradient_clip_norm: of SGD; the decay is coupled, the clipping global, 0 turns it off.
+      drop_path_rate: probability of dropping a path in the last epoch; grows linearly from 0.
+      auxiliary_weight: weight of the auxiliary head's loss; 0 builds no head.
+      label_smoothing: share of the target spread over all classes.
+      cutout_length: side in pixels of the square that Cutout zeroes; 0 turns it off.
+      checkpoint_choice: which weights are kept: those of the "best" epoch on the held-out images, or of the "last".
+    """
+
+    network: str = _field("cifar", choices=NETWORKS)
+    channels: int = _field(36, low=2)
+    cells: int = _field(20, low=3)
+    epochs: int = _field(600, low=1)
+    batch_size: int = _field(96, low=1)
+    learning_rate: float = _field(0.025, above=0.0)
+    final_learning_rate: float = _field(0.0, low=0.0)
+    momentum: float = _field(0.9, low=0.0, high=0.9999)
+    weight_decay: float = _field(3e-4, low=0.0)
+    gradient_clip_norm: float = _field(5.0, low=0.0)
+    drop_path_rate: float = _field(0.3, low=0.0, high=0.99)
+    auxiliary_weight: float = _field(0.4, low=0.0)
+    label_smoothing: float = _field(0.0, low=0.0, high=0.99)
+    cutout_length: int = _field(16, low=0)
+    checkpoint_choice: str = _field("best", choices=("best", "last"))
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportConfig:
+    """What is written, and how closely it must agree with the Keras model.
+
+    Attributes:
+      formats: any of "saved_model", "onnx", "tflite".
+      preprocessing: "inside" the exported model (it takes pixel values from 0 to 255) or "outside" (it takes normalised images).
+      onnx_layout: "nhwc" or "nchw", of the ONNX model's input.
+      verification_images: largest number of held-out images that every artifact is run on.
+      max_abs_diff: largest difference of a logit.
+      min_top1_agreement: smallest share of images on which the most probable class is the same.
+    """
+
+    formats: tuple = _field(("saved_model", "onnx", "tflite"), choices=("saved_model", "onnx", "tflite"))
+    preprocessing: str = _field("inside", choices=("inside", "outside"))
+    onnx_layout: str = _field("nhwc", choices=("nhwc", "nchw"))
+    verification_images: int = _field(256, low=1)
+    max_abs_diff: float = _field(1e-3, above=0.0)
+    min_top1_agreement: float = _field(0.99, low=0.0, high=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """When the state of a search or a training is saved.
+
+    Attributes:
+      every_epochs: epochs between checkpoints.
+      every_minutes: minutes between checkpoints within an epoch; 0 saves at the end of epochs only.
+      keep: number of newest checkpoints that stay on disk.
+    """
+
+    every_epochs: int = _field(1, low=1)
+    every_minutes: float = _field(10.0, low=0.0)
+    keep: int = _field(2, low=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DistributionConfig:
+    """Devices.
+
+    Attributes:
+      strategy: "none" (one device), "mirrored" (every GPU of this machine, or every logical CPU where it has none), or "auto"
+        (mirrored where there are several GPUs).
+    """
+
+    strategy: str = _field("auto", choices=("auto", "none", "mirrored"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A whole run.
+
+    Attributes:
+      seed: of splits, initial weights, augmentation, gates and noise.
+      deterministic: whether TensorFlow must use deterministic operations (slower; the same bits every time).
+      data, search, derive, budget, train, export, checkpoint, distribution: one a concern.
+    """
+
+    seed: int = _field(0, low=0, high=2**31 - 1)
+    deterministic: bool = False
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    search: SearchConfig = dataclasses.field(default_factory=SearchConfig)
+    derive: DeriveConfig = dataclasses.field(default_factory=DeriveConfig)
+    budget: BudgetConfig = dataclasses.field(default_factory=BudgetConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    distribution: DistributionConfig = dataclasses.field(default_factory=DistributionConfig)
+
+    def __post_init__(self):
+        if self.search.warmup_epochs >= self.search.epochs:
+            raise ConfigError(
+                "search.warmup_epochs must be less than search.epochs, or the architecture is never updated. "
+                f"Received: warmup_epochs={self.search.warmup_epochs}, epochs={self.search.epochs}"
+            )
+
+    def to_dict(self):
+        """Nested dicts of JSON types (tuples as lists)."""
+        return {
+            key: {name: list(item) if isinstance(item, tuple) else item for name, item in value.items()}
+            if isinstance(value, dict)
+            else value
+            for key, value in dataclasses.asdict(self).items()
+        }
+
+    @classmethod
+    def from_dict(cls, values):
+        """Builds the configuration from nested mappings, missing fields at their defaults.
+
+        Raises:
+          ConfigError: for an unknown field, a wrong type, or a value out of range, naming the field.
+        """
+        return _build(cls, values, "config")
+
+
+def replace(config, **sections):
+    """`config` with fields of its sections replaced: `replace(config, search={"epochs": 2}, seed=1)`; validated like a file."""
+    values = config.to_dict()
+    for name, value in sections.items():
+        values[name] = {**values[name], **value} if isinstance(value, dict) else value
+    return Config.from_dict(values)
+
+
+def _build(cls, values, path):
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if not hasattr(values, "items"):
+        raise ConfigError(f"{path} must hold the fields {', '.join(fields)}. Received: {values!r}")
+    arguments = {}
+    for name, value in values.items():
+        if name not in fields:
+            raise ConfigError(
+                f"unknown field {path}.{name}.{nearest(name, fields)} Expected one of {', '.join(fields)}. Received: {name}={value!r}"
+            )
+        field = fields[name]
+        if dataclasses.is_dataclass(field.type):
+            arguments[name] = _build(field.type, value, f"{path}.{name}")
+        else:
+            arguments[name] = _checked(value, field, f"{path}.{name}")
+    return cls(**arguments)
+
+
+def _checked(value, field, path):
+    value = _converted(value, field.type, path)
+    rules = {key: rule for key, rule in field.metadata.items() if rule is not None}
+    if "choices" in rules:
+        items = value if isinstance(value, tuple) else (value,)
+        for item in items:
+            if item not in rules["choices"]:
+                raise ConfigError(
+                    f"{path}.{nearest(item, rules['choices'])} Expected one of {', '.join(rules['choices'])}. Received: {item!r}"
+                )
+        if not items or len(set(items)) < len(items):
+            raise ConfigError(f"{path} must name at least one choice, each once. Received: {value!r}")
+    bounds = [
+        (f"at least {rules.get('low')}", "low" in rules and value < rules["low"]),
+        (f"above {rules.get('above')}", "above" in rules and value <= rules["above"]),
+        (f"at most {rules.get('high')}", "high" in rules and value > rules["high"]),
+    ]
+    for bound, broken in bounds:
+        if broken:
+            raise ConfigError(f"{path} must be {bound}. Received: {value!r}")
+    return value
+
+
+def _converted(value, expected, path):
+    if expected is tuple and isinstance(value, (list, tuple)):
+        return tuple(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if expected is float and is_number and math.isfinite(value):
+        return float(value)
+    if expected is int and is_number and not isinstance(value, float):
+        return value
+    if expected in (bool, str) and isinstance(value, expected):
+        return value
+    raise ConfigError(f"{path} must be {'a finite number' if expected is float else 'of type ' + expected.__name__}. Received: {value!r}")

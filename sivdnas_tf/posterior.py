@@ -1,0 +1,96 @@
+"""The architecture parameters of a search as plain arrays: what `search` hands to `derive`. Imports no TensorFlow."""
+
+import dataclasses
+
+import numpy as np
+
+from sivdnas_tf.errors import RunDirError
+from sivdnas_tf.search_space import CELL_TYPES, get_search_space
+
+_FIELDS = ("operation_weights", "log_operation_dropout_rate", "edge_weights", "log_edge_dropout_rate")
+
+
+def keep_probability(log_dropout_rate):
+    """P(gate = 1) = 1 / (1 + delta) = sigmoid(-log delta) (METHOD.md section 1); any shape, float64."""
+    return np.exp(-np.logaddexp(0.0, np.asarray(log_dropout_rate, np.float64)))
+
+
+@dataclasses.dataclass(frozen=True)
+class CellPosterior:
+    """Architecture parameters of one cell type; E edges (node-major), P primitives.
+
+    Attributes:
+      operation_weights: w, [E, P].
+      log_operation_dropout_rate: log delta, [E, P].
+      edge_weights: phi, [E].
+      log_edge_dropout_rate: log sigma, [E].
+    """
+
+    operation_weights: np.ndarray
+    log_operation_dropout_rate: np.ndarray
+    edge_weights: np.ndarray
+    log_edge_dropout_rate: np.ndarray
+
+    @property
+    def operation_keep_probability(self):
+        """[E, P], float64."""
+        return keep_probability(self.log_operation_dropout_rate)
+
+    @property
+    def edge_keep_probability(self):
+        """[E], float64."""
+        return keep_probability(self.log_edge_dropout_rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class Posterior:
+    """Both cell types' parameters, and where they come from.
+
+    Attributes:
+      search_space: name of the `SearchSpace` whose edges and primitives the axes count.
+      epoch: number of finished epochs.
+      normal, reduction: `CellPosterior`s.
+    """
+
+    search_space: str
+    epoch: int
+    normal: CellPosterior
+    reduction: CellPosterior
+
+    def cell(self, cell_type):
+        """The parameters of cell type "normal" or "reduction"."""
+        return {"normal": self.normal, "reduction": self.reduction}[cell_type]
+
+    def to_arrays(self):
+        """The content of posterior.npz: `{cell type}_{parameter}`, and the names of the axes."""
+        space = get_search_space(self.search_space)
+        arrays = {
+            f"{cell_type}_{field}": np.asarray(getattr(self.cell(cell_type), field), np.float32)
+            for cell_type in CELL_TYPES
+            for field in _FIELDS
+        }
+        return {
+            **arrays,
+            "search_space": np.array(self.search_space),
+            "edges": np.array(space.edge_names),
+            "primitives": np.array(space.primitives),
+            "epoch": np.array(self.epoch, np.int64),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays):
+        """Reads the content of posterior.npz; raises `RunDirError` where a key is missing or the axes are another space's."""
+        names = [f"{cell_type}_{field}" for cell_type in CELL_TYPES for field in _FIELDS]
+        missing = [key for key in (*names, "search_space", "edges", "primitives", "epoch") if key not in arrays]
+        if missing:
+            raise RunDirError(f"posterior.npz lacks {missing[0]!r}. Received: {', '.join(sorted(arrays)) or 'no array'}")
+        space = get_search_space(str(arrays["search_space"]))
+        if tuple(arrays["edges"]) != space.edge_names or tuple(arrays["primitives"]) != space.primitives:
+            raise RunDirError(f"posterior.npz names other edges or primitives than the search space {space.name!r}")
+        n_edges, n_primitives = len(space.edges), len(space.primitives)
+        for key in names:
+            expected = (n_edges, n_primitives) if "operation" in key else (n_edges,)
+            if arrays[key].shape != expected or not np.all(np.isfinite(arrays[key])):
+                raise RunDirError(f"posterior.npz: {key} must be finite, of shape {expected}. Received: shape={arrays[key].shape}")
+        cells = [CellPosterior(*(arrays[f"{cell_type}_{field}"] for field in _FIELDS)) for cell_type in CELL_TYPES]
+        return cls(space.name, int(arrays["epoch"]), *cells)

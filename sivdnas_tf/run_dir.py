@@ -1,0 +1,217 @@
+"""The files of a run: names, atomic writes, checked reads. Imports no TensorFlow.
+
+Every file is written whole or not at all: to a temporary name in the same directory, fsync, rename. A stage is done when its last
+file is there; `begin` tells a finished stage from one to continue, and refuses a stage that was made with other settings.
+"""
+
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+import zipfile
+
+import numpy as np
+
+from sivdnas_tf.errors import RunDirError
+from sivdnas_tf.genotype import Genotype
+from sivdnas_tf.posterior import Posterior
+
+# The file whose presence says that a stage is done, and what --overwrite removes.
+_DONE = {
+    "search": "search/posterior.npz",
+    "derive": "genotype.json",
+    "train": "train/weights.weights.h5",
+    "evaluate": "evaluation.json",
+    "export": "export/manifest.json",
+}
+_OWNED = {
+    "search": ("search",),
+    "derive": ("genotype.json", "derive.json"),
+    "train": ("train",),
+    "evaluate": ("evaluation.json",),
+    "export": ("export",),
+}
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yields a temporary path beside `path`; on leaving without an error it is synced to disk and renamed to `path`."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name.split('.')[0]}-", suffix="".join(path.suffixes))
+    os.close(handle)
+    temporary = pathlib.Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as stream:
+            os.fsync(stream.fileno())
+        # mkstemp makes files private to their owner; an artifact has the permissions of an ordinary file.
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path, data):
+    """Writes `data` to `path`, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path, value):
+    """Writes JSON types to `path`, whole or not at all. NaN is refused: JSON has none."""
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path):
+    """Reads JSON types; raises `RunDirError` where `path` is missing or not JSON."""
+    try:
+        return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunDirError(f"cannot read {path}: {error}") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class StageState:
+    """What `RunDir.begin` found: whether the stage is `done` already, or `started` and to be continued."""
+
+    done: bool
+    started: bool
+
+
+class RunDir:
+    """One run's directory.
+
+    Args:
+      path: directory, made where it is missing.
+      create: whether a missing directory is made (a stage that starts a run) or refused (a stage that needs an earlier one).
+
+    Raises:
+      RunDirError: where `path` is a file, cannot be written, or is missing and `create` is false.
+    """
+
+    def __init__(self, path, create=True):
+        self.path = pathlib.Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise RunDirError(f"the work directory must be a directory. Received: {self.path}, which is a file")
+        if not create and not self.path.is_dir():
+            raise RunDirError(f"the work directory must be that of a run. Received: {self.path}, which does not exist")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise RunDirError(f"the work directory must be writable. Received: {self.path} ({error.strerror})") from None
+
+    def file(self, name):
+        """Path of the file or directory `name`, as INTERFACE names it: "config.json", "search/metrics.jsonl", …"""
+        return self.path / name
+
+    def begin(self, stage, settings, overwrite=False):
+        """Starts, continues or recognises a stage.
+
+        Args:
+          stage: "search", "derive", "train", "evaluate" or "export".
+          settings: nested dict of JSON types: everything that the stage's result depends on, its inputs' hashes included.
+          overwrite: whether what the stage made before is removed first.
+
+        Returns:
+          A `StageState`.
+
+        Raises:
+          RunDirError: where the stage was made, or begun, with other settings, naming the fields that differ.
+        """
+        record = self.file(f"stages/{stage}.json")
+        if overwrite:
+            self._remove(stage)
+        settings = json.loads(json.dumps(settings))
+        if record.exists():
+            difference = _differences(read_json(record), settings)
+            if difference:
+                shown = "; ".join(difference[:4]) + (f"; and {len(difference) - 4} more" if len(difference) > 4 else "")
+                raise RunDirError(
+                    f"{stage} in {self.path} was made with other settings: {shown}. Expected the same ones, --overwrite to redo it, "
+                    "or another --workdir"
+                )
+        else:
+            self._remove(stage)  # files without a record are not this stage's work
+            write_json(record, settings)
+            return StageState(done=False, started=False)
+        return StageState(done=self.file(_DONE[stage]).exists(), started=True)
+
+    def is_done(self, stage):
+        """Whether the stage's last file is there."""
+        return self.file(_DONE[stage]).exists()
+
+    def require(self, stage):
+        """Raises `RunDirError`, naming the command that is missing, unless `stage` is done."""
+        if not self.is_done(stage):
+            raise RunDirError(f"{self.path} has no {_DONE[stage]}: `{stage}` has not finished there")
+
+    def _remove(self, stage):
+        self.file(f"stages/{stage}.json").unlink(missing_ok=True)
+        for name in _OWNED[stage]:
+            path = self.file(name)
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def write_posterior(self, posterior):
+        """Writes search/posterior.npz: the search is done."""
+        self.write_npz("search/posterior.npz", posterior.to_arrays())
+
+    def read_posterior(self):
+        """Reads search/posterior.npz; raises `RunDirError` where there is none or it is damaged."""
+        return Posterior.from_arrays(self.read_npz("search/posterior.npz"))
+
+    def write_npz(self, name, arrays):
+        """Writes a dict of arrays, compressed. Holds no pickles."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)
+        write_bytes(self.file(name), buffer.getvalue())
+
+    def read_npz(self, name):
+        """Reads a dict of arrays; raises `RunDirError` where the file is missing or damaged."""
+        try:
+            with np.load(self.file(name), allow_pickle=False) as archive:
+                return {key: archive[key] for key in archive.files}
+        except (OSError, ValueError, zipfile.BadZipFile) as error:
+            raise RunDirError(f"cannot read {self.file(name)}: {error}") from None
+
+    def write_genotype(self, genotype):
+        """Writes genotype.json."""
+        write_bytes(self.file("genotype.json"), genotype.to_json().encode())
+
+    def read_genotype(self):
+        """Reads genotype.json; raises `GenotypeError` where it is missing or refused."""
+        return Genotype.load(self.file("genotype.json"))
+
+    def write_metrics(self, stage, records):
+        """Writes {stage}/metrics.jsonl anew: one JSON object an epoch."""
+        lines = "".join(json.dumps(record, allow_nan=False) + "\n" for record in records)
+        write_bytes(self.file(f"{stage}/metrics.jsonl"), lines.encode())
+
+    def read_metrics(self, stage):
+        """The records of {stage}/metrics.jsonl, or none."""
+        path = self.file(f"{stage}/metrics.jsonl")
+        if not path.exists():
+            return []
+        try:
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except ValueError as error:
+            raise RunDirError(f"cannot read {path}: {error}") from None
+
+
+def _differences(old, new, path=""):
+    """`['search.epochs=2, now 3', …]`: where two nested dicts differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)]
+    return [] if old == new else [f"{path}={old!r}, now {new!r}"]
