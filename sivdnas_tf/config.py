@@ -5,7 +5,7 @@ field, a value of the wrong type or out of range is a `ConfigError` that names t
 """
 
 import dataclasses
-import math
+import sys
 
 from sivdnas_tf.errors import ConfigError, nearest
 from sivdnas_tf.search_space import NETWORKS, SEARCH_SPACES
@@ -248,7 +248,8 @@ def replace(config, **sections):
     """`config` with fields of its sections replaced: `replace(config, search={"epochs": 2}, seed=1)`; validated like a file."""
     values = config.to_dict()
     for name, value in sections.items():
-        values[name] = {**values[name], **value} if isinstance(value, dict) else value
+        both = isinstance(value, dict) and isinstance(values.get(name), dict)
+        values[name] = {**values[name], **value} if both else value
     return Config.from_dict(values)
 
 
@@ -297,7 +298,8 @@ def _converted(value, expected, path):
     if expected is tuple and isinstance(value, (list, tuple)):
         return tuple(value)
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if expected is float and is_number and math.isfinite(value):
+    # The comparison is exact for an integer too large to become a float.
+    if expected is float and is_number and abs(value) <= sys.float_info.max:
         return float(value)
     if expected is int and is_number and not isinstance(value, float):
         return value

@@ -21,6 +21,7 @@ SCHEMA_VERSION = 1
 # Far above any published cell (5 nodes); keeps a hostile file from asking for a network that fills the memory.
 MAX_NODE = 64
 MAX_EDGES = 1024
+MAX_NAME_LENGTH = 200
 _MAX_FILE_BYTES = 1 << 20
 
 
@@ -128,9 +129,13 @@ class Genotype:
         version = data["schema_version"]
         if not _is_int(version) or version != SCHEMA_VERSION:
             raise GenotypeError(f"unknown genotype schema. Expected schema_version={SCHEMA_VERSION}. Received: {_shown(version)}")
-        if not isinstance(data["name"], str):
-            raise GenotypeError(f"a genotype's name must be a string. Received: name={_shown(data['name'])}")
-        return cls(data["name"], *(_read_cell(data[cell_type], cell_type) for cell_type in CELL_TYPES))
+        name = data["name"]
+        # Printable: a name goes to terminals, tables and one-line errors.
+        if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME_LENGTH:
+            raise GenotypeError(
+                f"a genotype's name must be a string of at most {MAX_NAME_LENGTH} printable characters. Received: name={_shown(name)}"
+            )
+        return cls(name, *(_read_cell(data[cell_type], cell_type) for cell_type in CELL_TYPES))
 
     @classmethod
     def from_json(cls, text):
@@ -150,9 +155,11 @@ class Genotype:
         """Reads a file; raises `GenotypeError`, naming the file, where it cannot be read or is refused."""
         path = pathlib.Path(path)
         try:
-            if path.stat().st_size > _MAX_FILE_BYTES:
-                raise GenotypeError(f"{path}: a genotype file is at most {_MAX_FILE_BYTES} bytes. Received: {path.stat().st_size}")
-            text = path.read_bytes().decode("utf-8")
+            with path.open("rb") as stream:
+                data = stream.read(_MAX_FILE_BYTES + 1)  # bounded: a pipe or a device tells no size
+            if len(data) > _MAX_FILE_BYTES:
+                raise GenotypeError(f"{path}: a genotype file is at most {_MAX_FILE_BYTES} bytes. Received: a longer file")
+            text = data.decode("utf-8")
         except OSError as error:
             raise GenotypeError(f"cannot read the genotype file {path}: {error.strerror}") from None
         except UnicodeDecodeError:
@@ -173,11 +180,12 @@ def _shown(value):
 
 
 def _without_duplicates(pairs):
-    keys = [key for key, _ in pairs]
-    repeated = sorted({key for key in keys if keys.count(key) > 1})
-    if repeated:
-        raise GenotypeError(f"a genotype must not repeat a key. Received: {_shown(repeated[0])} twice in one object")
-    return dict(pairs)
+    values = {}
+    for key, value in pairs:
+        if key in values:
+            raise GenotypeError(f"a genotype must not repeat a key. Received: {_shown(key)} twice in one object")
+        values[key] = value
+    return values
 
 
 def _refuse_constant(name):

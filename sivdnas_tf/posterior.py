@@ -85,12 +85,20 @@ class Posterior:
         if missing:
             raise RunDirError(f"posterior.npz lacks {missing[0]!r}. Received: {', '.join(sorted(arrays)) or 'no array'}")
         space = get_search_space(str(arrays["search_space"]))
-        if tuple(arrays["edges"]) != space.edge_names or tuple(arrays["primitives"]) != space.primitives:
-            raise RunDirError(f"posterior.npz names other edges or primitives than the search space {space.name!r}")
+        for key, expected in (("edges", space.edge_names), ("primitives", space.primitives)):
+            if arrays[key].tolist() != list(expected):
+                raise RunDirError(
+                    f"posterior.npz: {key} must be those of the search space {space.name!r}. Received: {arrays[key].tolist()}"
+                )
+        if arrays["epoch"].shape != () or arrays["epoch"].dtype.kind not in "iu":
+            raise RunDirError(f"posterior.npz: epoch must be an integer. Received: {arrays['epoch'].tolist()}")
         n_edges, n_primitives = len(space.edges), len(space.primitives)
         for key in names:
             expected = (n_edges, n_primitives) if "operation" in key else (n_edges,)
-            if arrays[key].shape != expected or not np.all(np.isfinite(arrays[key])):
-                raise RunDirError(f"posterior.npz: {key} must be finite, of shape {expected}. Received: shape={arrays[key].shape}")
+            value = arrays[key]
+            if value.shape != expected or value.dtype.kind != "f" or not np.all(np.isfinite(value)):
+                raise RunDirError(
+                    f"posterior.npz: {key} must be finite, of shape {expected}. Received: shape={value.shape}, dtype={value.dtype}"
+                )
         cells = [CellPosterior(*(arrays[f"{cell_type}_{field}"] for field in _FIELDS)) for cell_type in CELL_TYPES]
         return cls(space.name, int(arrays["epoch"]), *cells)

@@ -12,7 +12,9 @@ import os
 import pathlib
 import shutil
 import tempfile
+import tokenize
 import zipfile
+import zlib
 
 import numpy as np
 
@@ -35,6 +37,18 @@ _OWNED = {
     "evaluate": ("evaluation.json",),
     "export": ("export",),
 }
+
+# What zipfile, zlib and NumPy's header parser raise on an archive with wrong bytes in it.
+_DAMAGED = (
+    OSError,
+    ValueError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    tokenize.TokenError,
+)
 
 
 @contextlib.contextmanager
@@ -73,7 +87,7 @@ def read_json(path):
     """Reads JSON types; raises `RunDirError` where `path` is missing or not JSON."""
     try:
         return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise RunDirError(f"cannot read {path}: {error}") from None
 
 
@@ -98,11 +112,11 @@ class RunDir:
 
     def __init__(self, path, create=True):
         self.path = pathlib.Path(path)
-        if self.path.exists() and not self.path.is_dir():
-            raise RunDirError(f"the work directory must be a directory. Received: {self.path}, which is a file")
-        if not create and not self.path.is_dir():
-            raise RunDirError(f"the work directory must be that of a run. Received: {self.path}, which does not exist")
         try:
+            if self.path.exists() and not self.path.is_dir():
+                raise RunDirError(f"the work directory must be a directory. Received: {self.path}, which is a file")
+            if not create and not self.path.is_dir():
+                raise RunDirError(f"the work directory must be that of a run. Received: {self.path}, which does not exist")
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
@@ -179,11 +193,13 @@ class RunDir:
 
     def read_npz(self, name):
         """Reads a dict of arrays; raises `RunDirError` where the file is missing or damaged."""
+        path = self.file(name)
         try:
-            with np.load(self.file(name), allow_pickle=False) as archive:
+            # Opened as an archive first: NumPy takes any other file for an array or a pickle.
+            with zipfile.ZipFile(path), np.load(path, allow_pickle=False) as archive:
                 return {key: archive[key] for key in archive.files}
-        except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise RunDirError(f"cannot read {self.file(name)}: {error}") from None
+        except _DAMAGED as error:
+            raise RunDirError(f"cannot read {path}: {error}") from None
 
     def write_genotype(self, genotype):
         """Writes genotype.json."""

@@ -1,0 +1,431 @@
+"""Labelled images in memory, their four disjoint splits, and the batches that search, training and evaluation read.
+
+Sources: scikit-learn's bundled digits, and any TFDS dataset that was prepared before; nothing is ever downloaded. The splits:
+
+    weights       half of what is trained on: the supernet's weights
+    architecture  the other half, equally large: the architecture parameters
+    holdout       chooses a checkpoint and verifies an export; never trained on
+    test          read once, by `evaluate`
+
+An image belongs to one split at most; where the halves share an odd number of images, one image belongs to none.
+"""
+
+import dataclasses
+import functools
+import os
+import re
+import zlib
+
+import numpy as np
+import tensorflow as tf
+
+from sivdnas_tf.data.augment import Augmentation, normalise
+from sivdnas_tf.errors import DataError, nearest
+
+_MIN_STD = 1 / 255  # one grey level: a constant channel is divided by it, not by zero
+_CHUNK = 512  # images that are counted or read at a time
+_TFDS_NAME = re.compile(r"[a-zA-Z]\w*(/[\w+.-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?")  # NAME, NAME/CONFIG, NAME:VERSION, NAME/CONFIG:VERSION
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Images of one purpose.
+
+    Attributes:
+      name: "weights", "architecture", "holdout", "test", or "train".
+      images: uint8 [n, R, R, C].
+      labels: int32 [n], from 0.
+      ids: int64 [n], unique over all splits: the index in the source, the images of its own test split after all others.
+    """
+
+    name: str
+    images: np.ndarray = dataclasses.field(repr=False)
+    labels: np.ndarray = dataclasses.field(repr=False)
+    ids: np.ndarray = dataclasses.field(repr=False)
+
+    def __len__(self):
+        return len(self.labels)
+
+    @functools.cached_property
+    def tensors(self):
+        """`(images, labels, ids)` as host tensors, made once: every epoch gathers from them."""
+        with tf.device("CPU:0"):
+            return tf.constant(self.images), tf.constant(self.labels), tf.constant(self.ids)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Datasets:
+    """The splits of one source and what describes it.
+
+    Attributes:
+      name: of the source.
+      weights, architecture, holdout, test: one `Split` each; weights and architecture are equally large.
+      image_shape: (R, R, C).
+      class_names: one a label, in the order of the labels.
+      mean, std: float32 [C] of each channel in units of pixel / 255, over weights and architecture only.
+    """
+
+    name: str
+    weights: Split
+    architecture: Split
+    holdout: Split
+    test: Split
+    image_shape: tuple
+    class_names: tuple
+    mean: np.ndarray
+    std: np.ndarray
+
+    @functools.cached_property
+    def train(self):
+        """The `Split` "train": weights and architecture together, for the training of the evaluation network."""
+        halves = (self.weights, self.architecture)
+        return Split("train", *(np.concatenate([getattr(half, field) for half in halves]) for field in ("images", "labels", "ids")))
+
+
+def load_datasets(data_config, seed):
+    """Reads the source that a configuration names and splits it.
+
+    Args:
+      data_config: a `config.DataConfig`. "digits" is scikit-learn's; any other name is a TFDS dataset prepared in `data_dir`.
+      seed: of the splits.
+
+    Returns:
+      `Datasets`. A TFDS dataset keeps its own "test" split, or "validation" where it has no "test" with labels (a "test" whose
+      labels are all -1, as of a competition, is not used); otherwise `test_fraction` of the images becomes the test split.
+
+    Raises:
+      DataError: where the dataset is unknown, not prepared, unreadable, no image classification, or too small.
+    """
+    read = _read_digits if data_config.name == "digits" else _read_tfds
+    (images, labels), test, class_names = read(data_config)
+    return datasets_from_arrays(
+        data_config.name,
+        images,
+        labels,
+        class_names,
+        seed=seed,
+        holdout_fraction=data_config.holdout_fraction,
+        test_fraction=data_config.test_fraction,
+        test=test,
+    )
+
+
+def datasets_from_arrays(name, images, labels, class_names, *, seed, holdout_fraction=0.1, test_fraction=0.2, test=None):
+    """Splits images that are in memory.
+
+    Args:
+      name: of the source, for messages and reports.
+      images: uint8 [n, R, R, C].
+      labels: integers [n], each from 0 to the number of classes - 1.
+      class_names: one a label.
+      seed: of the splits, at least 0; the same seed gives the same splits.
+      holdout_fraction: share of the training images (all but the test images) that is held out; at least one image is.
+      test_fraction: share of the images that becomes the test split; at least one image does. Not read where `test` is given.
+      test: `(images, labels)` of a test split of the source's own, or None.
+
+    Returns:
+      `Datasets`. Every split is drawn with the same share of each class, as far as whole images allow; the numbers of images of a
+      class in weights and architecture differ by one at most.
+
+    Raises:
+      DataError: for arrays of another kind, or where a split stays empty or a class has no image in weights or in architecture.
+    """
+    images, labels = _checked_arrays(name, images, labels, class_names)
+    rng = np.random.default_rng(seed)
+    fractions = {"holdout": holdout_fraction} if test else {"test": test_fraction, "holdout": holdout_fraction}
+    indices = _split_indices(labels, len(class_names), fractions, rng)
+    splits = {part: Split(part, images[chosen], labels[chosen], chosen) for part, chosen in indices.items()}
+    if test:
+        test_images, test_labels = _checked_arrays(name, *test, class_names)
+        if test_images.shape[1:] != images.shape[1:]:
+            raise DataError(
+                f"the test images of {name!r} must have the shape of its training images, {images.shape[1:]}. "
+                f"Received: {test_images.shape[1:]}"
+            )
+        test_ids = np.arange(len(labels), len(labels) + len(test_labels), dtype=np.int64)
+        splits["test"] = Split("test", test_images, test_labels, test_ids)
+    _check_sizes(name, splits, class_names)
+    mean, std = _channel_statistics([splits["weights"].images, splits["architecture"].images])
+    return Datasets(name=name, image_shape=images.shape[1:], class_names=tuple(class_names), mean=mean, std=std, **splits)
+
+
+def steps_per_epoch(split, batch_size, drop_remainder=True):
+    """Number of batches of `split` in an epoch; raises `DataError` where a batch is larger than the split."""
+    if not 1 <= batch_size <= len(split):
+        raise DataError(
+            f"a batch must hold from 1 to {len(split)} images, the size of the split {split.name!r}. Received: batch_size={batch_size}"
+        )
+    return len(split) // batch_size if drop_remainder else -(-len(split) // batch_size)
+
+
+def batches(split, batch_size, *, mean, std, seed, epoch, skip_batches=0, augmentation=None, drop_remainder=True):
+    """One epoch of training batches.
+
+    The order is a permutation drawn from (seed, split name, epoch), an image's augmentation from (seed, epoch, image id). An epoch
+    that is resumed after k batches is therefore, bit for bit, the tail of the uninterrupted one, and skipping costs nothing.
+
+    Args:
+      split: a `Split`.
+      batch_size: images a batch.
+      mean, std: of each channel in units of pixel / 255, [C].
+      seed, epoch: integers, at least 0.
+      skip_batches: number of first batches that are left out.
+      augmentation: an `Augmentation`, or None.
+      drop_remainder: whether the last, smaller batch is left out.
+
+    Returns:
+      A `tf.data.Dataset` of `(images, labels)`: float32 normalised [B, R, R, C], int32 [B].
+
+    Raises:
+      DataError: for a batch larger than the split, or more skipped batches than an epoch has.
+      ConfigError: for an augmentation that the images are too small for.
+    """
+    steps = steps_per_epoch(split, batch_size, drop_remainder)
+    if not 0 <= skip_batches <= steps:
+        raise DataError(f"skip_batches must be from 0 to {steps}, the batches of an epoch. Received: {skip_batches}")
+    augmentation = augmentation or Augmentation()
+    augmentation.check(split.images.shape[1:])
+    order = np.random.default_rng((seed, zlib.crc32(split.name.encode()), epoch)).permutation(len(split))
+    epoch_seed = np.random.SeedSequence((seed, epoch)).generate_state(1).astype(np.int32)[0]
+    images, labels, ids = split.tensors
+
+    def load(positions):
+        image_ids = tf.cast(tf.gather(ids, positions), tf.int32)
+        seeds = tf.stack([tf.fill(tf.shape(image_ids), epoch_seed), image_ids], axis=1)
+        return augmentation(tf.gather(images, positions), seeds, mean, std), tf.gather(labels, positions)
+
+    return _mapped_batches(order[skip_batches * batch_size :], batch_size, load, drop_remainder)
+
+
+def bilevel_batches(datasets, batch_size, *, seed, epoch, skip_batches=0, augmentation=None):
+    """One epoch of a bilevel search: a batch of each half a step, both augmented (as the reference does). Arguments as `batches`.
+
+    Returns:
+      A `tf.data.Dataset` of `((images, labels), (images, labels))`: the first pair from weights, the second from architecture.
+    """
+    options = {"mean": datasets.mean, "std": datasets.std, "seed": seed, "epoch": epoch}
+    halves = [
+        batches(half, batch_size, skip_batches=skip_batches, augmentation=augmentation, **options)
+        for half in (datasets.weights, datasets.architecture)
+    ]
+    return tf.data.Dataset.zip(tuple(halves))
+
+
+def evaluation_batches(split, batch_size, *, mean, std):
+    """All images of `split` once, in the order of their ids in the split, unaugmented; the last batch may be smaller.
+
+    Args and returns as `batches`; a batch larger than the split is one batch of the whole split.
+    """
+    if batch_size < 1:
+        raise DataError(f"a batch must hold at least 1 image. Received: batch_size={batch_size}")
+    images, labels, _ = split.tensors
+
+    def load(positions):
+        return normalise(tf.gather(images, positions), mean, std), tf.gather(labels, positions)
+
+    return _mapped_batches(np.arange(len(split)), batch_size, load, drop_remainder=False)
+
+
+def _mapped_batches(order, batch_size, load, drop_remainder):
+    # `load` captures the split's tensors: captured eager tensors are inputs of the map, not constants copied into its graph.
+    dataset = tf.data.Dataset.from_tensor_slices(order.astype(np.int64)).batch(batch_size, drop_remainder=drop_remainder)
+    return dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
+
+
+def _checked_arrays(name, images, labels, class_names):
+    """The arrays with labels as int32; raises `DataError` unless they are square 8-bit images with a valid label each."""
+    images, labels = np.asarray(images), np.asarray(labels)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1] != images.shape[2] or 0 in images.shape[1:]:
+        raise DataError(
+            f"the images of {name!r} must be square and 8-bit, uint8 [n, R, R, C]; data.resolution makes images of a source square. "
+            f"Received: {images.dtype} {list(images.shape)}"
+        )
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise DataError(f"{name!r} must have one integer label an image, [{len(images)}]. Received: {labels.dtype} {list(labels.shape)}")
+    if len(labels) and not 0 <= labels.min() <= labels.max() < len(class_names):
+        raise DataError(
+            f"the labels of {name!r} must be from 0 to {len(class_names) - 1}, one a class name. "
+            f"Received: from {labels.min()} to {labels.max()}"
+        )
+    return images, labels.astype(np.int32)
+
+
+def _split_indices(labels, n_classes, fractions, rng):
+    """Sorted indices of each split of `fractions` (shares of what the ones before it left), and of the two halves of the rest."""
+    pools = [rng.permutation(np.flatnonzero(labels == label)) for label in range(n_classes)]
+    indices = {}
+    for part, fraction in fractions.items():
+        counts = np.array([len(pool) for pool in pools])
+        taken = _allocate(counts, max(1, round(fraction * counts.sum())))
+        indices[part] = [pool[:count] for pool, count in zip(pools, taken, strict=True)]
+        pools = [pool[count:] for pool, count in zip(pools, taken, strict=True)]
+    # Classes with an odd number of images give their last one to either half in turn; the last such class may give it to none.
+    leftovers = rng.permutation([pool[-1] for pool in pools if len(pool) % 2]).astype(np.int64)
+    leftovers = leftovers[: len(leftovers) // 2 * 2]
+    indices["weights"] = [*(pool[: len(pool) // 2] for pool in pools), leftovers[::2]]
+    indices["architecture"] = [*(pool[len(pool) // 2 : len(pool) // 2 * 2] for pool in pools), leftovers[1::2]]
+    return {part: np.sort(np.concatenate(chosen)).astype(np.int64) for part, chosen in indices.items()}
+
+
+def _allocate(counts, total):
+    """How many of each class make `total`, in proportion to `counts`: whole numbers by largest remainder, in integer arithmetic."""
+    size = max(1, counts.sum())
+    total = min(total, counts.sum())
+    taken = counts * total // size
+    by_remainder = np.argsort(-(counts * total % size), kind="stable")
+    taken[by_remainder[: total - taken.sum()]] += 1
+    return taken
+
+
+def _check_sizes(name, splits, class_names):
+    sizes = ", ".join(f"{part}={len(split)}" for part, split in splits.items())
+    in_halves = [np.bincount(splits[half].labels, minlength=len(class_names)) for half in ("weights", "architecture")]
+    missing = [class_names[label] for label in np.flatnonzero(np.minimum(*in_halves) == 0)]
+    if missing or not all(len(split) for split in splits.values()):
+        classes = f"; without an image in both halves: {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}" if missing else ""
+        raise DataError(
+            f"too few images of {name!r} for its splits: none may be empty, and each of the {len(class_names)} classes needs an image in "
+            f"weights and one in architecture. Received: {sizes}{classes}"
+        )
+
+
+def _channel_statistics(arrays):
+    """Mean and standard deviation of each channel, [C] float32, of uint8 images in units of pixel / 255, by counting grey levels."""
+    counts = np.zeros((arrays[0].shape[-1], 256), np.int64)
+    for images in arrays:
+        for start in range(0, len(images), _CHUNK):
+            for channel, values in enumerate(np.moveaxis(images[start : start + _CHUNK], -1, 0)):
+                counts[channel] += np.bincount(values.ravel(), minlength=256)
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    levels = np.arange(256) / 255
+    mean = shares @ levels
+    variance = (shares * (levels - mean[:, np.newaxis]) ** 2).sum(axis=1)
+    return mean.astype(np.float32), np.maximum(np.sqrt(variance), _MIN_STD).astype(np.float32)
+
+
+def _read_digits(data_config):
+    from sklearn.datasets import load_digits  # takes a second to import
+
+    digits = load_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
+    dataset = tf.data.Dataset.from_tensor_slices((images, digits.target))
+    return _collect(dataset, data_config), None, tuple(str(name) for name in digits.target_names)
+
+
+def _read_tfds(data_config):
+    builder = _prepared_builder(data_config)
+    image_key, label_key = _feature_keys(builder.info, data_config.name)
+    splits = builder.info.splits
+    if "train" not in splits:
+        raise DataError(f"TFDS dataset {data_config.name!r} must have a split 'train'. Received: {', '.join(splits)}")
+    read = functools.partial(_read_tfds_split, builder, image_key, label_key, data_config)
+    train, test = read("train"), None
+    for split in ("test", "validation"):
+        if test is None and split in splits:
+            images, labels = read(split)
+            test = None if (labels == -1).all() else (images, labels)
+    names = getattr(builder.info.features[label_key], "names", None)
+    if names is None:  # an integer without names
+        names = [str(label) for label in range(max(labels.max() for _, labels in filter(None, (train, test))) + 1)]
+    return train, test, tuple(names)
+
+
+def _prepared_builder(data_config):
+    """The TFDS builder of files on this disk. Names and directories that would send TFDS to the network are refused first."""
+    import tensorflow_datasets as tfds  # only where a dataset needs it
+
+    name, data_dir = data_config.name, data_config.data_dir
+    received = f"Received: data.name={name!r}, data.data_dir={data_dir!r}"
+    if not _TFDS_NAME.fullmatch(name):
+        raise DataError(f"data.name must be 'digits' or a TFDS name: NAME, NAME/CONFIG or NAME:VERSION. {received}")
+    if "://" in (data_dir or os.environ.get("TFDS_DATA_DIR", "")):
+        raise DataError(f"data.data_dir (or TFDS_DATA_DIR) must be a directory of this machine. {received}")
+    # A version pattern makes TFDS look at the files before its code: whichever version was prepared is found.
+    version = {} if ":" in name else {"version": "*.*.*"}
+    try:
+        builder = tfds.builder(name, data_dir=data_dir or None, **version)
+    except tfds.core.DatasetNotFoundError as error:
+        known = ["digits", *tfds.list_builders(with_community_datasets=False)]
+        raise DataError(
+            f"dataset {name!r} is neither prepared nor known to TFDS.{nearest(name, known)} Expected 'digits' or a TFDS dataset. {received}"
+        ) from error
+    except (ValueError, AssertionError, OSError) as error:  # no such configuration or version, or damaged files
+        reason = " ".join(str(error).split()).rpartition('": ')[2].partition(" Here are")[0]  # without TFDS' frame around it
+        raise DataError(f"TFDS cannot open dataset {name!r}: {reason[:300]} {received}") from error
+    if not builder.data_path.exists():
+        command = f"tfds build {name}" + (f" --data_dir={data_dir}" if data_dir else "")
+        raise DataError(
+            f"dataset {name!r} is not prepared in {builder.data_path}, and nothing is downloaded here: run `{command}`, or where there "
+            f"is no network set data.data_dir to a directory in which it was prepared elsewhere. {received}"
+        )
+    return builder
+
+
+def _feature_keys(info, name):
+    """Names of the image feature and of the integer label feature of a TFDS dataset."""
+    import tensorflow_datasets as tfds
+
+    def is_image(feature):
+        return type(feature) is tfds.features.Image and feature.np_dtype == np.uint8
+
+    def is_label(feature):
+        return feature.shape == () and np.issubdtype(feature.np_dtype, np.integer)
+
+    features = dict(info.features) if isinstance(info.features, tfds.features.FeaturesDict) else {}
+    supervised = info.supervised_keys if info.supervised_keys and len(info.supervised_keys) == 2 else (None, None)
+    keys = []
+    for kind, fits, hint in (("8-bit image", is_image, supervised[0]), ("integer label", is_label, supervised[1])):
+        fitting = [key for key, feature in features.items() if fits(feature)]
+        chosen = [key for key in (hint, kind.split()[-1]) if key in fitting] or fitting
+        if not chosen or (len(chosen) > 1 and chosen is fitting):
+            raise DataError(
+                f"TFDS dataset {name!r} must have one {kind} feature (or say which by supervised_keys or by the name "
+                f"{kind.split()[-1]!r}). Received: {len(fitting)} such among the features {', '.join(features) or info.features}"
+            )
+        keys.append(chosen[0])
+    return keys
+
+
+def _read_tfds_split(builder, image_key, label_key, data_config, split):
+    import tensorflow_datasets as tfds
+
+    others = {key: feature for key, feature in builder.info.features.items() if key != image_key}
+    try:
+        dataset = builder.as_dataset(
+            split=split,
+            shuffle_files=False,
+            decoders={key: tfds.decode.SkipDecoding() for key, feature in others.items() if isinstance(feature, tfds.features.Image)},
+            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),  # the order of the files
+        )
+        return _collect(dataset.map(lambda example: (example[image_key], example[label_key])), data_config)
+    except (tf.errors.NotFoundError, tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
+        reason = " ".join(error.message.split())[:300]
+        raise DataError(f"split {split!r} of dataset {data_config.name!r} cannot be read. Received: {reason}") from error
+
+
+def _collect(dataset, data_config):
+    """uint8 images [n, H, W, C] and int32 labels [n] of a `tf.data.Dataset` of pairs, resized where `resolution` says so."""
+    resolution = data_config.resolution
+    if resolution:
+        dataset = dataset.map(
+            lambda image, label: (_resized(image, resolution), label), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+        )
+    same_size = dataset.element_spec[0].shape.is_fully_defined()
+    images, labels = [], []
+    for image, label in dataset.batch(_CHUNK if same_size else 1).as_numpy_iterator():
+        images.append(image)
+        labels.append(label)
+        if image.shape[1:] != images[0].shape[1:]:
+            raise DataError(
+                f"the images of {data_config.name!r} differ in size: set data.resolution to resize them. "
+                f"Received: {list(images[0].shape[1:])} and {list(image.shape[1:])}"
+            )
+    if not images:
+        raise DataError(f"a split of dataset {data_config.name!r} holds no image. Received: 0 images")
+    return np.concatenate(images), np.concatenate(labels).astype(np.int32)
+
+
+def _resized(image, resolution):
+    # The aspect ratio is not kept: the whole image is seen.
+    resized = tf.image.resize(image, [resolution, resolution], antialias=True)
+    return tf.cast(tf.clip_by_value(tf.round(resized), 0.0, 255.0), tf.uint8)

@@ -1,0 +1,215 @@
+"""A posterior becomes a genotype: the rules of METHOD.md section 4, and the budget. Imports no TensorFlow.
+
+The paper says only "the final structure is determined by the samples of q(psi)" (its rule is `sample` here). Variable operations an
+edge and variable edges a node are its point: no rule keeps a fixed number of either.
+"""
+
+import dataclasses
+import itertools
+
+import numpy as np
+
+from sivdnas_tf.errors import ConfigError, nearest
+from sivdnas_tf.genotype import Cell, Edge, Genotype
+from sivdnas_tf.posterior import Posterior
+from sivdnas_tf.profiling.costs import check_budget, cost_in, deployed_cost
+from sivdnas_tf.search_space import CELL_TYPES, get_search_space
+
+RULES = ("budget", "mode", "sample")
+MODE_THRESHOLD = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Derivation:
+    """What `derive` found.
+
+    Attributes:
+      genotype: the `Genotype`; every intermediate node is fed and concatenated.
+      details: JSON types, the content of derive.json: rule, seed, threshold (None for `sample`), whether it was raised and a
+        warning if so, the search's epoch, the budget, the deployed network's cost and that of `mode`, and for each cell type the
+        keep probabilities, what was kept, restored and dropped, and why.
+    """
+
+    genotype: Genotype
+    details: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class _DerivedCell:
+    """Gates of one cell type (edges [E], operations [E, P]) and what they leave: kept [E, P], restored as (edge, primitive) pairs."""
+
+    edge_gate: np.ndarray
+    operation_gate: np.ndarray
+    kept: np.ndarray
+    restored: tuple
+
+
+def derive(posterior, *, rule, seed, budget, name="searched"):
+    """Derives a genotype, deterministically for a given posterior, rule and seed.
+
+    An edge without operations counts as dropped; a node without edges gets back its most probable edge with that edge's most
+    probable operation; ties break by index. Probabilities are those of the float32 parameters that posterior.npz holds.
+
+    Args:
+      posterior: `posterior.Posterior`.
+      rule: "mode": keep what has keep_probability >= 0.5. "budget": the same where the deployed network fits, otherwise the
+        threshold is raised to the next larger keep_probability of the posterior until it does. "sample": one draw of the gates.
+      seed: of the draw of "sample", at least 0.
+      budget: `config.BudgetConfig` of the deployed network.
+      name: of the genotype.
+
+    Returns:
+      A `Derivation`.
+
+    Raises:
+      BudgetError: where the deployed network costs more than the budget allows; with "budget", the cheapest one it could derive.
+      ConfigError: for an unknown rule, a negative seed, or a deployed network that does not exist.
+      RunDirError: where a parameter of the posterior is not finite or of another shape than its space's.
+    """
+    if rule not in RULES:
+        raise ConfigError(f"unknown rule of derivation.{nearest(rule, RULES)} Expected one of {', '.join(RULES)}. Received: {rule!r}")
+    if seed < 0:
+        raise ConfigError(f"the seed of a derivation must be at least 0. Received: seed={seed}")
+    posterior = Posterior.from_arrays(posterior.to_arrays())
+    mode = _threshold_cells(posterior, MODE_THRESHOLD)
+    threshold, cells = MODE_THRESHOLD, mode
+    if rule == "sample":
+        threshold, cells = None, _sample_cells(posterior, seed)
+    elif rule == "budget":
+        threshold, cells = _raise_threshold(posterior, budget)
+    genotype = _to_genotype(cells, posterior, name)
+    subject = "the cheapest network that rule budget can derive" if rule == "budget" else f"the network that rule {rule} derives"
+    cost = check_budget(genotype, budget, subject)
+    mode_cost = deployed_cost(_to_genotype(mode, posterior, name), budget)
+    space = get_search_space(posterior.search_space)
+    details = {
+        "rule": rule,
+        "seed": seed,
+        "threshold": threshold,
+        **_raised(threshold, mode_cost, budget),
+        "search_space": space.name,
+        "epoch": posterior.epoch,
+        "budget": dataclasses.asdict(budget),
+        "cost": dataclasses.asdict(cost),
+        "mode_cost": dataclasses.asdict(mode_cost),
+        "edges": list(space.edge_names),
+        "primitives": list(space.primitives),
+        "cells": {cell_type: _describe(cells[cell_type], posterior, cell_type, rule) for cell_type in CELL_TYPES},
+    }
+    return Derivation(genotype, details)
+
+
+def _threshold_cells(posterior, threshold):
+    """`_DerivedCell`s of both cell types that keep what has keep_probability >= threshold."""
+    gates = {}
+    for cell_type in CELL_TYPES:
+        cell = posterior.cell(cell_type)
+        gates[cell_type] = (cell.edge_keep_probability >= threshold, cell.operation_keep_probability >= threshold)
+    return _derived_cells(posterior, gates)
+
+
+def _sample_cells(posterior, seed):
+    """`_DerivedCell`s of both cell types from one Bernoulli draw of every gate."""
+    generator, gates = np.random.default_rng(seed), {}
+    for cell_type in CELL_TYPES:
+        cell = posterior.cell(cell_type)
+        probabilities = (cell.edge_keep_probability, cell.operation_keep_probability)
+        gates[cell_type] = tuple(generator.random(probability.shape) < probability for probability in probabilities)
+    return _derived_cells(posterior, gates)
+
+
+def _raise_threshold(posterior, budget):
+    """The lowest threshold from 0.5 up at which the deployed network fits, with its cells; the cheapest ones where none does.
+
+    Walks every threshold, since the cost need not fall with it: a node whose cheap edge falls away gets back its most probable one.
+    """
+    cheapest = None
+    for threshold in _thresholds(posterior):
+        cells = _threshold_cells(posterior, threshold)
+        cost = cost_in(deployed_cost(_to_genotype(cells, posterior, ""), budget), budget.convention)
+        if cost <= budget.macs:
+            return threshold, cells
+        if cheapest is None or cost < cheapest[0]:
+            cheapest = (cost, threshold, cells)
+    return cheapest[1:]
+
+
+def _thresholds(posterior):
+    """0.5, every larger keep_probability in increasing order, and one above them all: at it, only the guarantee keeps anything."""
+    cells = [posterior.cell(cell_type) for cell_type in CELL_TYPES]
+    probabilities = np.concatenate(
+        [p.ravel() for cell in cells for p in (cell.edge_keep_probability, cell.operation_keep_probability)],
+    )
+    larger = np.unique(probabilities[probabilities > MODE_THRESHOLD])
+    above = np.nextafter(larger[-1], 2.0) if larger.size else np.nextafter(MODE_THRESHOLD, 2.0)
+    return [MODE_THRESHOLD, *larger.tolist(), float(above)]
+
+
+def _derived_cells(posterior, gates):
+    return {cell_type: _with_guarantee(posterior, cell_type, *gates[cell_type]) for cell_type in CELL_TYPES}
+
+
+def _with_guarantee(posterior, cell_type, edge_gate, operation_gate):
+    """What the gates leave of one cell type, and for each node that they leave nothing, its most probable edge and operation."""
+    cell, space = posterior.cell(cell_type), get_search_space(posterior.search_space)
+    kept, restored = edge_gate[:, None] & operation_gate, []
+    for node in space.nodes:
+        edges = np.array(space.edges_into(node))
+        if not kept[edges].any():
+            edge = int(edges[np.argmax(cell.edge_keep_probability[edges])])
+            restored.append((edge, int(np.argmax(cell.operation_keep_probability[edge]))))
+    for edge, primitive in restored:
+        kept[edge, primitive] = True
+    return _DerivedCell(edge_gate, operation_gate, kept, tuple(restored))
+
+
+def _to_genotype(cells, posterior, name):
+    space = get_search_space(posterior.search_space)
+    return Genotype(name, *(_to_cell(cells[cell_type].kept, space) for cell_type in CELL_TYPES))
+
+
+def _to_cell(kept, space):
+    edges = [Edge(space.edges[edge][1], space.edges[edge][0], space.primitives[index]) for edge, index in np.argwhere(kept).tolist()]
+    return Cell(tuple(edges), space.nodes)
+
+
+def _raised(threshold, mode_cost, budget):
+    """Whether the threshold was raised, and the warning that a raised one deserves."""
+    if threshold is None or threshold <= MODE_THRESHOLD:
+        return {"raised": False, "warning": None}
+    warning = (
+        f"the search ended too dense: keeping every keep_probability >= {MODE_THRESHOLD} costs "
+        f"{cost_in(mode_cost, budget.convention):,} {budget.convention}, over the budget of {budget.macs:,.15g}; the threshold had to be "
+        f"raised to {threshold:.4f}, so that the budget, not the prior, pruned the rest. A larger search.kl_weight or more "
+        "architecture steps prune more."
+    )
+    return {"raised": True, "warning": warning}
+
+
+def _describe(derived, posterior, cell_type, rule):
+    """JSON types: keep probabilities of one cell type, and what became of each edge and operation."""
+    cell, space = posterior.cell(cell_type), get_search_space(posterior.search_space)
+    named = [{"edge": space.edge_names[edge], "operation": space.primitives[index]} for edge, index in np.argwhere(derived.kept).tolist()]
+    return {
+        "edge_keep_probability": cell.edge_keep_probability.tolist(),
+        "operation_keep_probability": cell.operation_keep_probability.tolist(),
+        "n_edges": int(derived.kept.any(axis=1).sum()),
+        "n_operations": len(named),
+        "kept": named,
+        "restored": [{"edge": space.edge_names[edge], "operation": space.primitives[primitive]} for edge, primitive in derived.restored],
+        "dropped": _dropped(derived, space, "gate 0" if rule == "sample" else "below threshold"),
+    }
+
+
+def _dropped(derived, space, closed):
+    """An entry with a reason for each dropped edge (operation None) and each dropped operation; `closed` is that of a gate of 0."""
+    entries = []
+    for edge, name in enumerate(space.edge_names):
+        if not derived.kept[edge].any():
+            reason = "no operation left" if derived.edge_gate[edge] else closed
+            entries.append({"edge": name, "operation": None, "reason": reason})
+    for edge, primitive in itertools.product(range(len(space.edges)), range(len(space.primitives))):
+        if not derived.kept[edge, primitive]:
+            reason = "edge dropped" if derived.operation_gate[edge, primitive] else closed
+            entries.append({"edge": space.edge_names[edge], "operation": space.primitives[primitive], "reason": reason})
+    return entries

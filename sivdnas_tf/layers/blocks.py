@@ -1,0 +1,411 @@
+"""The building blocks of DARTS cells as Keras layers (quark0/darts `cnn/operations.py`; EVALUATION_NETWORK.md).
+
+Images are `[batch, height, width, channels]`. Strided blocks pad as the reference does, on both sides: Keras' 'same' pads an even
+size on the bottom and right only, which gives other values and shifts ported weights. Convolutions have no bias.
+"""
+
+import keras
+import tensorflow as tf
+
+NORMALIZATIONS = ("batch_statistics", "batch", "synchronized_batch")
+_EPSILON = 1e-5
+_PACKAGE = "sivdnas_tf"
+
+
+def fan_in_uniform(fan_in):
+    """Uniform in ±1/sqrt(fan_in): how the reference's convolutions start. A new object a call: Keras' initializers repeat themselves."""
+    limit = fan_in**-0.5
+    return keras.initializers.RandomUniform(-limit, limit)
+
+
+def conv(channels, kernel, in_channels, *, strides=1, padding="valid", name):
+    """A convolution without bias; `kernel` is a pair of pixels."""
+    return keras.layers.Conv2D(
+        channels,
+        kernel,
+        strides=strides,
+        padding=padding,
+        use_bias=False,
+        kernel_initializer=fan_in_uniform(kernel[0] * kernel[1] * in_channels),
+        name=name,
+    )
+
+
+def depthwise_conv(kernel, *, stride=1, padding="same", dilation=1, name):
+    """A depthwise convolution without bias; `kernel` is one side in pixels."""
+    return keras.layers.DepthwiseConv2D(
+        kernel,
+        strides=stride,
+        padding=padding,
+        dilation_rate=dilation,
+        use_bias=False,
+        depthwise_initializer=fan_in_uniform(kernel * kernel),
+        name=name,
+    )
+
+
+def make_normalization(kind, name, affine=True):
+    """Batch normalisation of one of `NORMALIZATIONS`.
+
+    Args:
+      kind: "batch_statistics" (search: the batch's own statistics, no affine parameters unless asked for), "batch" or
+        "synchronized_batch" (evaluation: Keras' layer with PyTorch's momentum and epsilon; statistics a replica, or over all of them).
+      name: of the layer.
+      affine: whether a scale and an offset are learnt.
+    """
+    if kind == "batch_statistics":
+        return BatchStatisticsNormalization(affine=affine, name=name)
+    if kind not in NORMALIZATIONS:
+        raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS)}. Received: {kind!r}")
+    return keras.layers.BatchNormalization(
+        momentum=0.9, epsilon=_EPSILON, center=affine, scale=affine, synchronized=kind == "synchronized_batch", name=name
+    )
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class BatchStatisticsNormalization(keras.layers.Layer):
+    """Normalises each channel by the mean and variance of the batch at hand, in training and in inference alike.
+
+    The search's normalisation: candidate operations then carry no moving averages, so that one that is skipped in a step is left
+    exactly as it was (ARCHITECTURE.md, decision 5). Runs TensorFlow's fused kernel; Keras' own layer is a dozen elementwise ones.
+
+    Args:
+      affine: whether a scale (initially 1) and an offset (initially 0) a channel are learnt.
+    """
+
+    def __init__(self, affine=False, **kwargs):
+        super().__init__(**kwargs)
+        self.affine = affine
+
+    def build(self, input_shape):
+        """Makes the affine parameters, if any."""
+        if self.affine:
+            self.scale = self.add_weight(name="scale", shape=(input_shape[-1],), initializer="ones")
+            self.offset = self.add_weight(name="offset", shape=(input_shape[-1],), initializer="zeros")
+
+    def call(self, inputs):
+        """Maps `[batch, height, width, channels]` to the same shape."""
+        channels = inputs.shape[-1]
+        scale = tf.cast(self.scale, tf.float32) if self.affine else tf.ones([channels])
+        offset = tf.cast(self.offset, tf.float32) if self.affine else tf.zeros([channels])
+        return tf.raw_ops.FusedBatchNormV3(
+            x=inputs, scale=scale, offset=offset, mean=tf.zeros([0]), variance=tf.zeros([0]), epsilon=_EPSILON, is_training=True
+        ).y
+
+    def compute_output_shape(self, input_shape):
+        """The shape of the input."""
+        return input_shape
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        return {**super().get_config(), "affine": self.affine}
+
+
+class Chain(keras.layers.Layer):
+    """A layer that applies its `steps`, made by `make_steps(input_shape)`, one after the other."""
+
+    def build(self, input_shape):
+        """Makes and builds the steps."""
+        self.steps = self.make_steps(input_shape)
+        for step in self.steps:
+            step.build(input_shape)
+            input_shape = step.compute_output_shape(input_shape)
+
+    def call(self, inputs, training=None):
+        """Maps `[batch, height, width, channels]` to `[batch, height', width', channels']`."""
+        for step in self.steps:
+            inputs = step(inputs, training=training) if isinstance(step, keras.layers.BatchNormalization) else step(inputs)
+        return inputs
+
+    def compute_output_shape(self, input_shape):
+        """Shape after all steps."""
+        for step in self.steps if self.built else self.make_steps(input_shape):
+            input_shape = step.compute_output_shape(input_shape)
+        return input_shape
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class Subsample(keras.layers.Layer):
+    """Every second pixel, from pixel (`offset`, `offset`)."""
+
+    def __init__(self, offset=0, **kwargs):
+        super().__init__(**kwargs)
+        self.offset = offset
+
+    def call(self, inputs):
+        """Maps `[batch, n, n, channels]` to `[batch, ceil((n - offset) / 2), …, channels]`."""
+        return inputs[:, self.offset :: 2, self.offset :: 2, :]
+
+    def compute_output_shape(self, input_shape):
+        """Half the height and width, rounded as `call` says."""
+        halved = [None if size is None else (size - self.offset + 1) // 2 for size in input_shape[1:3]]
+        return (input_shape[0], *halved, input_shape[3])
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        return {**super().get_config(), "offset": self.offset}
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class ReLUConvBN(Chain):
+    """ReLU, convolution, batch-norm: a cell's 1x1 preprocessing.
+
+    Args:
+      channels: of the output.
+      normalization: one of `NORMALIZATIONS`.
+    """
+
+    def __init__(self, channels, normalization="batch", **kwargs):
+        super().__init__(**kwargs)
+        self.channels, self.normalization = channels, normalization
+
+    def make_steps(self, input_shape):
+        """The layers, not yet built."""
+        return [
+            keras.layers.ReLU(name="relu"),
+            conv(self.channels, (1, 1), input_shape[-1], name="conv"),
+            make_normalization(self.normalization, "norm", affine=self.normalization != "batch_statistics"),
+        ]
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        return {**super().get_config(), "channels": self.channels, "normalization": self.normalization}
+
+
+class _ConvOperation(Chain):
+    """A candidate operation with convolutions: channels stay as they are, `stride` is 1 or 2.
+
+    Args:
+      kernel: side of the depthwise kernel in pixels.
+      stride: 1 or 2.
+      normalization: one of `NORMALIZATIONS`.
+    """
+
+    def __init__(self, kernel, stride=1, normalization="batch", **kwargs):
+        super().__init__(**kwargs)
+        self.kernel, self.stride, self.normalization = kernel, stride, normalization
+
+    def _norm(self, name):
+        return make_normalization(self.normalization, name, affine=self.normalization != "batch_statistics")
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        return {**super().get_config(), "kernel": self.kernel, "stride": self.stride, "normalization": self.normalization}
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class SepConv(_ConvOperation):
+    """Separable convolution, applied twice: ReLU, depthwise, pointwise, batch-norm; the first depthwise has the stride."""
+
+    def make_steps(self, input_shape):
+        """The layers, not yet built."""
+        return [*self._half(input_shape[-1], 1, self.stride), *self._half(input_shape[-1], 2, 1)]
+
+    def _half(self, channels, number, stride):
+        if stride == 1:
+            depthwise = [depthwise_conv(self.kernel, name=f"depthwise_{number}")]
+        else:
+            depthwise = [
+                keras.layers.ZeroPadding2D(self.kernel // 2, name=f"pad_{number}"),
+                depthwise_conv(self.kernel, stride=stride, padding="valid", name=f"depthwise_{number}"),
+            ]
+        return [
+            keras.layers.ReLU(name=f"relu_{number}"),
+            *depthwise,
+            conv(channels, (1, 1), channels, name=f"pointwise_{number}"),
+            self._norm(f"norm_{number}"),
+        ]
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class DilConv(_ConvOperation):
+    """Dilated separable convolution, applied once: ReLU, depthwise with dilation 2, pointwise, batch-norm.
+
+    At stride 2 a kernel of dilation 2 reads every second pixel only: the same values as subsampling first and convolving without
+    dilation, which every runtime has a kernel for (and which TensorFlow's profiler counts right).
+    """
+
+    def make_steps(self, input_shape):
+        """The layers, not yet built."""
+        if self.stride == 1:
+            depthwise = [depthwise_conv(self.kernel, dilation=2, name="depthwise")]
+        else:
+            depthwise = [Subsample(name="subsample"), depthwise_conv(self.kernel, name="depthwise")]
+        return [
+            keras.layers.ReLU(name="relu"),
+            *depthwise,
+            conv(input_shape[-1], (1, 1), input_shape[-1], name="pointwise"),
+            self._norm("norm"),
+        ]
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class ConvPair(_ConvOperation):
+    """Full convolution factored into a row and a column (`conv_7x1_1x7`): ReLU, 1xk, kx1, batch-norm."""
+
+    def make_steps(self, input_shape):
+        """The layers, not yet built."""
+        pad, kernel, stride, channels = self.kernel // 2, self.kernel, self.stride, input_shape[-1]
+        return [
+            keras.layers.ReLU(name="relu"),
+            keras.layers.ZeroPadding2D((0, pad), name="pad_row"),
+            conv(channels, (1, kernel), channels, strides=(1, stride), name="conv_row"),
+            keras.layers.ZeroPadding2D((pad, 0), name="pad_column"),
+            conv(channels, (kernel, 1), channels, strides=(stride, 1), name="conv_column"),
+            self._norm("norm"),
+        ]
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class Pool(Chain):
+    """3x3 pooling that pads by one pixel; padding counts neither as a maximum nor in an average.
+
+    At stride 2 it is the stride-1 pool, subsampled: TensorFlow's own 'same' would place the windows one pixel further on.
+
+    Args:
+      kind: "max" or "average".
+      stride: 1 or 2.
+      normalization: one of `NORMALIZATIONS`, without affine parameters unless it is an evaluation's; None for no batch-norm, as the
+        reference evaluates.
+    """
+
+    def __init__(self, kind, stride=1, normalization=None, **kwargs):
+        super().__init__(**kwargs)
+        self.kind, self.stride, self.normalization = kind, stride, normalization
+
+    def make_steps(self, input_shape):
+        """The layers, not yet built."""
+        del input_shape
+        layer = keras.layers.MaxPooling2D if self.kind == "max" else keras.layers.AveragePooling2D
+        steps = [layer(3, strides=1, padding="same", name="pool")]
+        if self.stride == 2:
+            steps.append(Subsample(name="subsample"))
+        if self.normalization:
+            steps.append(make_normalization(self.normalization, "norm", affine=self.normalization != "batch_statistics"))
+        return steps
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        return {**super().get_config(), "kind": self.kind, "stride": self.stride, "normalization": self.normalization}
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class FactorizedReduce(keras.layers.Layer):
+    """Halves an even resolution without losing pixels: ReLU, two 1x1 convolutions of stride 2, the second shifted by one pixel, batch-norm.
+
+    Args:
+      channels: of the output; even.
+      normalization: one of `NORMALIZATIONS`.
+    """
+
+    def __init__(self, channels, normalization="batch", **kwargs):
+        super().__init__(**kwargs)
+        self.channels, self.normalization = channels, normalization
+
+    def build(self, input_shape):
+        """Makes both convolutions and the batch-norm."""
+        if any(size is not None and size % 2 for size in input_shape[1:3]):
+            raise ValueError(f"factorized reduce halves even sizes. Received: input_shape={input_shape}")
+        self.relu = keras.layers.ReLU(name="relu")
+        self.shift = Subsample(offset=1, name="shift")
+        self.even = Subsample(name="even")
+        self.conv_1 = conv(self.channels // 2, (1, 1), input_shape[-1], name="conv_1")
+        self.conv_2 = conv(self.channels // 2, (1, 1), input_shape[-1], name="conv_2")
+        self.norm = make_normalization(self.normalization, "norm", affine=self.normalization != "batch_statistics")
+        self.conv_1.build(input_shape)
+        self.conv_2.build(input_shape)
+        self.norm.build(self.compute_output_shape(input_shape))
+
+    def call(self, inputs, training=None):
+        """Maps `[batch, 2m, 2m, c]` to `[batch, m, m, channels]`."""
+        inputs = self.relu(inputs)
+        # A 1x1 convolution of stride 2 reads every second pixel: taking those first is the same and cheaper.
+        halves = keras.ops.concatenate([self.conv_1(self.even(inputs)), self.conv_2(self.shift(inputs))], axis=-1)
+        return self.norm(halves, training=training) if isinstance(self.norm, keras.layers.BatchNormalization) else self.norm(halves)
+
+    def compute_output_shape(self, input_shape):
+        """Half the resolution, `channels` channels."""
+        halved = [None if size is None else size // 2 for size in input_shape[1:3]]
+        return (input_shape[0], *halved, self.channels)
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        return {**super().get_config(), "channels": self.channels, "normalization": self.normalization}
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class Zero(keras.layers.Layer):
+    """The operation `none`: zeros of the shape that an operation of this stride would give."""
+
+    def __init__(self, stride=1, **kwargs):
+        super().__init__(**kwargs)
+        self.stride = stride
+
+    def call(self, inputs):
+        """Maps `[batch, n, n, channels]` to zeros `[batch, ceil(n / stride), …, channels]`."""
+        return keras.ops.zeros_like(inputs[:, :: self.stride, :: self.stride, :])
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        return {**super().get_config(), "stride": self.stride}
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class DropPathSchedule(keras.layers.Layer):
+    """The one place where a model's drop-path rate and step number live; its outputs feed every `DropPath`.
+
+    The training loop assigns both. As variables of the model they are saved and restored with it, and the masks, keyed by the step,
+    need no generator state.
+    """
+
+    def build(self, input_shape):
+        """Makes the two scalars."""
+        del input_shape
+        self.rate = self.add_weight(name="rate", shape=(), initializer="zeros", trainable=False)
+        self.step = self.add_weight(name="step", shape=(), dtype="int32", initializer="zeros", trainable=False)
+
+    def call(self, inputs):
+        """Returns `(rate, step)`, scalars; `inputs` only gives the layer a place in the graph."""
+        del inputs
+        return tf.convert_to_tensor(self.rate), tf.convert_to_tensor(self.step)
+
+    def compute_output_spec(self, inputs):
+        """Two scalars."""
+        del inputs
+        return keras.KerasTensor((), "float32"), keras.KerasTensor((), "int32")
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class DropPath(keras.layers.Layer):
+    """Zeroes its input for whole examples at random in training, and rescales the rest: stochastic depth for a path of a cell.
+
+    Args:
+      index: of this path in the network: paths are dropped independently.
+      seed: of the masks; with the step, the index and the replica it decides them.
+    """
+
+    def __init__(self, index, seed=0, **kwargs):
+        super().__init__(**kwargs)
+        self.index, self.seed = index, seed
+
+    def call(self, inputs, rate, step, training=None):
+        """Maps `[batch, height, width, channels]` to the same shape; `rate` and `step` come from a `DropPathSchedule`."""
+        if not training:
+            return inputs
+        context = tf.distribute.get_replica_context()
+        replica = context.replica_id_in_sync_group if context else 0
+        seed = tf.constant([self.seed, 0], tf.int32)
+        for salt in (self.index, step, replica):
+            seed = tf.random.experimental.stateless_fold_in(seed, salt)
+        keep = 1.0 - tf.cast(rate, tf.float32)
+        kept = tf.random.stateless_uniform([tf.shape(inputs)[0], 1, 1, 1], seed) < keep
+        return inputs * tf.cast(tf.cast(kept, tf.float32) / keep, inputs.dtype)
+
+    def compute_output_spec(self, inputs, rate, step, training=None):
+        """The shape and type of the input."""
+        del rate, step, training
+        return keras.KerasTensor(inputs.shape, inputs.dtype)
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        return {**super().get_config(), "index": self.index, "seed": self.seed}

@@ -1,0 +1,165 @@
+"""The Keras layer that owns one set of architecture parameters: weights (w or phi), dropout rates, draws and KL (SI-VDNAS, Section 3)."""
+
+import math
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from sivdnas_tf.errors import ConfigError, nearest
+from sivdnas_tf.variational import kl  # noqa: F401  (registers the divergence that tfd.kl_divergence looks up)
+from sivdnas_tf.variational.distributions import AnnealedSemiImplicitARDPrior, SemiImplicitPosterior
+
+tfd = tfp.distributions
+
+MIXINGS = ("identity", "sigmoid", "softmax")
+
+
+@keras.saving.register_keras_serializable(package="sivdnas_tf")
+class SemiImplicitDropout(keras.layers.Layer):
+    """Weights gamma with multiplicative noise of their own learnt rate: tau = gamma * gate * (1 + sqrt(delta) * noise).
+
+    The paper does not say how w and phi become mixing weights (Eq. 12 treats them as free parameters); `mixing` chooses, and gamma
+    above is the mixed weight. The draw is an argument, not state: one draw serves both updates of a step (Algorithm 1).
+
+        layer = SemiImplicitDropout((14, 7), name="normal_operations")
+        draw = layer.draw(step_seed(seed, step, "normal_operations"))
+        tau = layer(draw)  # [14, 7]
+
+    Always float32, whatever the precision policy: architecture parameters are few, and their updates small.
+
+    Args:
+      shape: of the parameters: (E, P) for the operations of every edge, (E,) for the edges.
+      initial_log_dropout_rate: log delta at the start, everywhere.
+      mixing: "identity" (the weights as they are, initially 1), "sigmoid" (initially 1/2), or "softmax": over the last axis, or over
+        the members of each group. For the last two the variable starts at 0.
+      groups: for a 1-D shape, E integers: the node that each edge enters, over whose edges "softmax" normalises. Required by it
+        there, and without influence on the other mixings.
+      name: of the layer; its variables are `{name}/weight` and `{name}/log_dropout_rate`.
+      trainable: whether the variables are trainable.
+
+    Raises:
+      ConfigError: for an unknown mixing, a rate that is not finite, or groups that do not fit the shape.
+    """
+
+    def __init__(self, shape, *, initial_log_dropout_rate=-5.0, mixing="identity", groups=None, name=None, trainable=True):
+        super().__init__(name=name, trainable=trainable, dtype="float32")
+        self.shape = tuple(int(size) for size in shape)
+        self.initial_log_dropout_rate = float(initial_log_dropout_rate)
+        self.mixing = mixing
+        self.groups = None if groups is None else tuple(int(group) for group in groups)
+        self._check_arguments()
+        self.build()
+
+    def build(self, input_shape=None):
+        """Creates the two variables, at construction: nothing about them depends on an input."""
+        del input_shape
+        self.weight = self._add_parameter("weight", 1.0 if self.mixing == "identity" else 0.0)
+        self.log_dropout_rate = self._add_parameter("log_dropout_rate", self.initial_log_dropout_rate)
+        self.built = True
+
+    def mixing_weights(self):
+        """gamma after mixing, float32 of `shape`."""
+        weight = tf.convert_to_tensor(self.weight)
+        if self.mixing == "sigmoid":
+            return tf.sigmoid(weight)
+        if self.mixing == "softmax":
+            return tf.nn.softmax(weight, axis=-1) if self.groups is None else _segment_softmax(weight, self.groups)
+        return weight
+
+    def posterior(self):
+        """The `SemiImplicitPosterior` of the current parameters, of batch shape `shape`, without a gate."""
+        return SemiImplicitPosterior(self.mixing_weights(), tf.convert_to_tensor(self.log_dropout_rate))
+
+    def draw(self, seed):
+        """Draws gates at the current dropout rates, and noise.
+
+        Args:
+          seed: int32 of shape [2], see `step_seed`; other parameters that must be independent of these need another one.
+
+        Returns:
+          A `distributions.Draw` of float32 tensors of `shape`, fixed by the seed and the rates alone (the same in every replica), that
+          passes no gradient.
+        """
+        return self.posterior().draw(seed)
+
+    def call(self, draw):
+        """The sample tau of `draw` at the current parameters, float32 of `shape`; gradients flow to both variables."""
+        gate, noise = draw  # by position: Keras hands a loaded Functional model's NamedTuple on as a list
+        return self.posterior().reparameterize(gate, noise)
+
+    def compute_output_shape(self, draw_shape):
+        """`shape`, whatever the draw's."""
+        del draw_shape
+        return self.shape
+
+    def kl_divergence(self, draw, prior_gap):
+        """KL of posterior and annealed prior given the gates of `draw`, summed over all parameters (Eq. 17, 18), in nats.
+
+        Args:
+          draw: a `distributions.Draw` of `shape`; only its gate matters.
+          prior_gap: scalar, (1 - lambda)^2.
+
+        Returns:
+          float32 scalar.
+        """
+        posterior = self.posterior().given(draw.gate)
+        prior = AnnealedSemiImplicitARDPrior.sharing(posterior, tf.cast(prior_gap, tf.float32))
+        return tf.reduce_sum(tfd.kl_divergence(posterior, prior))
+
+    def keep_probability(self):
+        """P(gate = 1) = 1 / (1 + delta), float32 of `shape`."""
+        return self.posterior().keep_probability
+
+    def expected_sample(self):
+        """Mean of tau over gates and noise, gamma / (1 + delta), float32 of `shape`: for inference without draws."""
+        return self.posterior().mean()
+
+    def get_config(self):
+        """Constructor arguments as JSON types."""
+        config = super().get_config()
+        del config["dtype"]  # not a choice
+        return {
+            **config,
+            "shape": list(self.shape),
+            "initial_log_dropout_rate": self.initial_log_dropout_rate,
+            "mixing": self.mixing,
+            "groups": None if self.groups is None else list(self.groups),
+        }
+
+    def _add_parameter(self, name, initial_value):
+        return self.add_weight(
+            name=name,
+            shape=self.shape,
+            initializer=keras.initializers.Constant(initial_value),
+            dtype="float32",
+            autocast=False,  # methods other than call run in the caller's autocast scope, which may be bfloat16
+        )
+
+    def _check_arguments(self):
+        if self.mixing not in MIXINGS:
+            raise ConfigError(
+                f"unknown mixing.{nearest(self.mixing, MIXINGS)} Expected one of {', '.join(MIXINGS)}. Received: mixing={self.mixing!r}"
+            )
+        if not self.shape or min(self.shape) < 1:
+            raise ConfigError(f"shape must have at least one axis, every one of at least 1. Received: shape={self.shape}")
+        if not math.isfinite(self.initial_log_dropout_rate):
+            raise ConfigError(
+                f"initial_log_dropout_rate must be finite. Received: initial_log_dropout_rate={self.initial_log_dropout_rate}"
+            )
+        if self.groups is not None and self.shape != (len(self.groups),):
+            raise ConfigError(
+                "groups must hold one integer for each parameter of a 1-D shape. "
+                f"Received: {len(self.groups)} groups={self.groups}, shape={self.shape}"
+            )
+        if self.mixing == "softmax" and self.groups is None and len(self.shape) == 1:
+            raise ConfigError("softmax over edges needs groups, the node that each edge enters. Received: groups=None")
+
+
+def _segment_softmax(logits, groups):
+    """Softmax of `logits` [E] over the members of each group; groups are any E integers, in any order."""
+    names, segments = np.unique(groups, return_inverse=True)
+    largest = tf.math.unsorted_segment_max(logits, segments, len(names))
+    exponentials = tf.exp(logits - tf.stop_gradient(tf.gather(largest, segments)))
+    return exponentials / tf.gather(tf.math.unsorted_segment_sum(exponentials, segments, len(names)), segments)

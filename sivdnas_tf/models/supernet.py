@@ -1,0 +1,254 @@
+"""The supernet of SI-VDNAS and its bilevel step (METHOD.md sections 2 and 3; Algorithm 1)."""
+
+import typing
+
+import keras
+import tensorflow as tf
+
+from sivdnas_tf.layers.semi_implicit_dropout import SemiImplicitDropout
+from sivdnas_tf.models.cells import SearchCell
+from sivdnas_tf.models.heads import Classifier, build_stem
+from sivdnas_tf.posterior import CellPosterior, Posterior
+from sivdnas_tf.search_space import CELL_TYPES
+from sivdnas_tf.training import hypergradient, objective
+from sivdnas_tf.training.distribution import apply_gradients
+from sivdnas_tf.variational.distributions import Draw, step_seed
+
+
+class CellDraw(typing.NamedTuple):
+    """Gates and noise of one cell type: `Draw`s of shape [E, P] and [E]."""
+
+    operations: Draw
+    edges: Draw
+
+
+class Supernet(keras.Model):
+    """A network in which every edge carries every primitive, weighted by samples of the architecture posterior.
+
+    Owns the architecture parameters once a cell type: all normal cells share one set, all reduction cells another. An edge's output is
+    v_e * sum_p mu_ep * op_p(x) (Eq. 12, 13) with v = phi * zeta and mu = w * xi; an operation whose own or whose edge's gate is 0 is
+    not computed. Compile it with both optimizers (`compile`), then use `fit` on `((images, labels), (images, labels))` (weight half,
+    architecture half), or `bilevel_step` in a loop.
+
+    Args:
+      space: a `SearchSpace`.
+      plan: a `NetworkPlan` with one multiplier, the space's number of nodes, for both cell types.
+      mixing: "identity", "sigmoid" or "softmax"; see `SemiImplicitDropout`.
+      initial_log_dropout_rate: log delta and log sigma at the start.
+      seed: of gates and noise; with the step number it decides every draw.
+      name: of the model.
+    """
+
+    def __init__(self, space, plan, *, mixing="identity", initial_log_dropout_rate=-5.0, seed=0, name="supernet"):
+        super().__init__(name=name)
+        self.space, self.plan, self.seed = space, plan, seed
+        common = {"mixing": mixing, "initial_log_dropout_rate": initial_log_dropout_rate}
+        n_edges, n_primitives = len(space.edges), len(space.primitives)
+        groups = tuple(node for _, node in space.edges)
+        self.operation_dropout = {
+            cell_type: SemiImplicitDropout((n_edges, n_primitives), name=f"{cell_type}_operations", **common) for cell_type in CELL_TYPES
+        }
+        self.edge_dropout = {
+            cell_type: SemiImplicitDropout((n_edges,), groups=groups, name=f"{cell_type}_edges", **common) for cell_type in CELL_TYPES
+        }
+        self._make_network()
+        self._make_state()
+        self.update_architecture = True
+
+    def _make_network(self):
+        images = keras.Input((self.plan.resolution, self.plan.resolution, self.plan.image_channels))
+        self.stem = keras.Model(images, build_stem(self.plan, "batch_statistics")(images), name="stem")
+        kinds = {}
+        self.cells = [SearchCell(self.space, cell_plan, kinds, name=f"cell{cell_plan.index}") for cell_plan in self.plan.cells]
+        for cell in self.cells:
+            cell.build()
+        self.classifier = Classifier(self.plan.classes, name="classifier")
+        self.classifier.build((None, None, None, self.plan.final_channels))
+        self.built = True
+
+    def _make_state(self):
+        # (1 - lambda)^2 of operations and of edges, annealed separately (Algorithm 1); the loop assigns them.
+        self.operation_prior_gap = self.add_weight(name="operation_prior_gap", shape=(), initializer="ones", trainable=False)
+        self.edge_prior_gap = self.add_weight(name="edge_prior_gap", shape=(), initializer="ones", trainable=False)
+        self._trackers = {
+            name: keras.metrics.Mean(name=name) for name in ("loss", "accuracy", "architecture_loss", "architecture_accuracy", "kl")
+        }
+
+    @property
+    def architecture_variables(self):
+        """w, phi, log delta and log sigma of both cell types."""
+        return [*self.mixing_variables, *self.dropout_rate_variables]
+
+    @property
+    def mixing_variables(self):
+        """w and phi of both cell types: the architecture variables that weight decay belongs on."""
+        return [layer.weight for layer in self._dropout_layers()]
+
+    @property
+    def dropout_rate_variables(self):
+        """log delta and log sigma of both cell types."""
+        return [layer.log_dropout_rate for layer in self._dropout_layers()]
+
+    @property
+    def weight_variables(self):
+        """Every trainable variable that is not an architecture variable."""
+        architecture = {id(variable) for variable in self.architecture_variables}
+        return [variable for variable in self.trainable_variables if id(variable) not in architecture]
+
+    def _dropout_layers(self):
+        return [layers[cell_type] for cell_type in CELL_TYPES for layers in (self.operation_dropout, self.edge_dropout)]
+
+    def draw(self, step):
+        """The gates and the noise of a step, fixed by the seed and `step` alone: a dict from cell type to `CellDraw`."""
+        return {
+            cell_type: CellDraw(
+                operations=self.operation_dropout[cell_type].draw(step_seed(self.seed, step, f"{cell_type}_operations")),
+                edges=self.edge_dropout[cell_type].draw(step_seed(self.seed, step, f"{cell_type}_edges")),
+            )
+            for cell_type in CELL_TYPES
+        }
+
+    def samples(self, draw=None):
+        """What multiplies each operation's output, and which are computed.
+
+        Args:
+          draw: from `draw`; None takes the posterior's mean and computes every operation.
+
+        Returns:
+          A dict from cell type to `(float [E, P], bool [E, P])`.
+        """
+        result = {}
+        for cell_type in CELL_TYPES:
+            operations, edges = self.operation_dropout[cell_type], self.edge_dropout[cell_type]
+            if draw is None:
+                sample = edges.expected_sample()[:, None] * operations.expected_sample()
+                gates = tf.ones_like(sample, tf.bool)
+            else:
+                cell_draw = draw[cell_type]
+                sample = edges(cell_draw.edges)[:, None] * operations(cell_draw.operations)
+                gates = cell_draw.edges.gate[:, None] * cell_draw.operations.gate > 0.5
+            result[cell_type] = (sample, gates)
+        return result
+
+    def call(self, images, draw=None):
+        """Logits `[batch, classes]` of images `[batch, resolution, resolution, channels]`; `draw` as in `samples`."""
+        samples = self.samples(draw)
+        previous = self.stem(images)
+        for cell_plan, cell in zip(self.plan.cells, self.cells, strict=True):
+            previous = previous[1], cell(*previous, *samples[cell_plan.cell_type])
+        return self.classifier(previous[1])
+
+    def compute_output_shape(self, input_shape, **kwargs):
+        """`[batch, classes]`."""
+        del kwargs
+        return (input_shape[0], self.plan.classes)
+
+    def kl_divergence(self, draw):
+        """KL between posterior and annealed prior given the gates of `draw` (Eq. 14, 17, 18): a scalar in nats.
+
+        Summed over operations and edges of both cell types, each parameter set once, however many cells share it. An operation counts
+        whether or not its edge is kept.
+        """
+        terms = []
+        for cell_type in CELL_TYPES:
+            operations, edges = self.operation_dropout[cell_type], self.edge_dropout[cell_type]
+            terms.append(operations.kl_divergence(draw[cell_type].operations, self.operation_prior_gap))
+            terms.append(edges.kl_divergence(draw[cell_type].edges, self.edge_prior_gap))
+        return tf.add_n(terms)
+
+    def compile(
+        self,
+        weight_optimizer,
+        architecture_optimizer,
+        *,
+        kl_weight=0.01,
+        weight_decay=0.0,
+        architecture_weight_decay=0.0,
+        gradient_clip_norm=0.0,
+        run_eagerly=False,
+    ):
+        """Sets both optimizers and how the step uses them; under a strategy, call it inside `strategy.scope()`.
+
+        Args:
+          weight_optimizer: Keras optimizer of the weights; its `iterations` number the steps.
+          architecture_optimizer: Keras optimizer of the architecture variables.
+          kl_weight: of the KL in the architecture's loss.
+          weight_decay: coupled, on the weights.
+          architecture_weight_decay: coupled, on w and phi.
+          gradient_clip_norm: largest global norm of the weights' gradient; 0 for no clipping.
+          run_eagerly: whether `fit` runs without tf.function, for debugging.
+        """
+        # XLA on a CPU is far slower for depthwise convolutions (STACK.md section 8), so never by Keras' own choice.
+        super().compile(optimizer=weight_optimizer, run_eagerly=run_eagerly, jit_compile=False)
+        self.weight_optimizer, self.architecture_optimizer = weight_optimizer, architecture_optimizer
+        # Keras builds a model's optimizer on all variables unless it is built already.
+        weight_optimizer.build(self.weight_variables)
+        architecture_optimizer.build(self.architecture_variables)
+        self.kl_weight, self.gradient_clip_norm = kl_weight, gradient_clip_norm
+        self._weight_decays = [weight_decay] * len(self.weight_variables)
+        decayed, undecayed = len(self.mixing_variables), len(self.dropout_rate_variables)
+        self._architecture_weight_decays = [architecture_weight_decay] * decayed + [0.0] * undecayed
+
+    def bilevel_step(self, data, update_architecture=True):
+        """One step of Algorithm 1: draw, update the architecture on one batch, then the weights on the other with the same draw.
+
+        Args:
+          data: `((images, labels), (images, labels))`: of the weight half and of the architecture half, which share no image.
+          update_architecture: False during the warm-up, when only the weights learn.
+
+        Returns:
+          A dict of float32 scalars of this step: loss, accuracy, and with `update_architecture` architecture_loss,
+          architecture_accuracy and kl.
+        """
+        weight_batch, architecture_batch = data
+        draw = self.draw(self.weight_optimizer.iterations)
+        logs = self._architecture_step(draw, *architecture_batch) if update_architecture else {}
+        return {**logs, **self._weight_step(draw, *weight_batch)}
+
+    def _architecture_step(self, draw, images, labels):
+        def loss():
+            logits, divergence = self(images, draw=draw), self.kl_divergence(draw)
+            return objective.architecture_loss(labels, logits, divergence, self.kl_weight), (logits, divergence)
+
+        value, (logits, divergence), gradients = hypergradient.first_order(loss, self.architecture_variables)
+        apply_gradients(self.architecture_optimizer, gradients, self.architecture_variables, weight_decays=self._architecture_weight_decays)
+        return {
+            "architecture_loss": value,
+            "architecture_accuracy": objective.accuracy(labels, logits),
+            "kl": divergence,
+        }
+
+    def _weight_step(self, draw, images, labels):
+        variables = self.weight_variables
+        tensors = [variable.value for variable in variables]
+        with tf.GradientTape(watch_accessed_variables=False) as tape:
+            tape.watch(tensors)
+            logits = self(images, draw=draw)
+            value = objective.cross_entropy(labels, logits)
+        gradients = tape.gradient(value, tensors, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        apply_gradients(self.weight_optimizer, gradients, variables, clip_norm=self.gradient_clip_norm, weight_decays=self._weight_decays)
+        return {"loss": value, "accuracy": objective.accuracy(labels, logits)}
+
+    def train_step(self, data):
+        """Keras' training step: `bilevel_step`, with running means of its values."""
+        for name, value in self.bilevel_step(data, self.update_architecture).items():
+            self._trackers[name].update_state(value)
+        return {name: tracker.result() for name, tracker in self._trackers.items()}
+
+    @property
+    def metrics(self):
+        """The running means that Keras resets at the start of an epoch."""
+        return list(self._trackers.values())
+
+    def posterior(self, epoch):
+        """The architecture parameters as a `Posterior` of NumPy arrays, after `epoch` epochs."""
+        cells = [
+            CellPosterior(
+                operation_weights=self.operation_dropout[cell_type].weight.numpy(),
+                log_operation_dropout_rate=self.operation_dropout[cell_type].log_dropout_rate.numpy(),
+                edge_weights=self.edge_dropout[cell_type].weight.numpy(),
+                log_edge_dropout_rate=self.edge_dropout[cell_type].log_dropout_rate.numpy(),
+            )
+            for cell_type in CELL_TYPES
+        ]
+        return Posterior(self.space.name, epoch, *cells)

@@ -1,0 +1,314 @@
+"""Parameters and multiply-adds of an operation, a cell and a network, by closed formulas. Imports no TensorFlow.
+
+Three counts, never called by one name (EVALUATION_NETWORK.md, "How size is counted"):
+
+    params        trainable: kernels, batch-norm's gamma and beta, the classifier's bias. Running statistics are not parameters.
+    macs          sum over convolutions of output elements * (input channels / groups) * kernel size, and in * out of the classifier
+    macs_ptflops  macs + 2 * batch-norm elements + ReLU elements + pooling input elements, the global pool's included
+
+All are of one image and of the deployed network: the auxiliary head, which only training has, is counted by itself.
+
+Departure from the reference networks: quark0/darts builds, runs and counts what no output depends on (a node outside `concat` that
+feeds nothing, the preprocessing of an input that no edge leaves, a cell that no later cell reads). A frozen graph does not hold
+such things, so that they cost nothing here. `none` costs nothing, but reads its input (the reference multiplies it by 0), so
+that what it reads counts as used. No published genotype of the zoo tells the two ways of counting apart.
+"""
+
+import dataclasses
+import functools
+
+from sivdnas_tf.errors import BudgetError, ConfigError, GenotypeError, nearest
+from sivdnas_tf.search_space import EVALUATION_OPERATIONS, N_CELL_INPUTS, plan_network
+
+CONVENTIONS = ("macs", "macs_ptflops")
+
+# Auxiliary head of both networks: a 1x1 convolution to 128 channels, a 2x2 convolution to 768, a dense layer.
+_AUXILIARY_WIDTHS = (128, 768)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """What something costs; costs of parts add up with `+`.
+
+    Attributes:
+      params: trainable parameters.
+      macs: multiply-adds of convolutions and dense layers, one image.
+      macs_ptflops: the same with batch-norm, ReLU and pooling.
+    """
+
+    params: int = 0
+    macs: int = 0
+    macs_ptflops: int = 0
+
+    def __add__(self, other):
+        if not isinstance(other, Cost):
+            return NotImplemented
+        return Cost(self.params + other.params, self.macs + other.macs, self.macs_ptflops + other.macs_ptflops)
+
+
+def cost_in(cost, convention):
+    """Multiply-adds of `cost` as `convention` ("macs" or "macs_ptflops") counts them; raises `ConfigError` for any other name."""
+    if convention not in CONVENTIONS:
+        raise ConfigError(
+            f"unknown convention of multiply-adds.{nearest(convention, CONVENTIONS)} Expected one of {', '.join(CONVENTIONS)}. "
+            f"Received: {convention!r}"
+        )
+    return getattr(cost, convention)
+
+
+@functools.lru_cache(maxsize=4096)
+def operation_cost(operation, *, channels, resolution, stride):
+    """Cost of one operation on an edge of an evaluation network.
+
+    Args:
+      operation: one of `EVALUATION_OPERATIONS`.
+      channels: of input and output.
+      resolution: pixels a side of the input; the output has ceil(resolution / stride).
+      stride: 1 or 2.
+
+    Returns:
+      A `Cost`.
+
+    Raises:
+      GenotypeError: for an unknown operation.
+      ConfigError: for a stride, a width or a size that no operation has.
+    """
+    if operation not in EVALUATION_OPERATIONS:
+        raise GenotypeError(
+            f"unknown operation.{nearest(operation, EVALUATION_OPERATIONS)} Expected one of {', '.join(EVALUATION_OPERATIONS)}. "
+            f"Received: {operation!r}"
+        )
+    if stride not in (1, 2) or channels < 1 or resolution < 1:
+        raise ConfigError(
+            "an operation has stride 1 or 2, at least 1 channel and at least 1 pixel. "
+            f"Received: stride={stride}, channels={channels}, resolution={resolution}"
+        )
+    if operation == "none":
+        return Cost()
+    if operation == "skip_connect":
+        return Cost() if stride == 1 else _factorized_reduce(channels, channels, resolution)
+    kind, _, size = operation.rpartition("_")
+    if kind in ("max_pool", "avg_pool"):
+        return _pool(channels, resolution)
+    if kind == "sep_conv":  # the separable unit stands twice, the stride in the first
+        kernel = _kernel_size(size)
+        first = _separable_unit(channels, kernel, resolution, stride)
+        return first + _separable_unit(channels, kernel, _strided(resolution, stride), 1)
+    if kind == "dil_conv":
+        return _separable_unit(channels, _kernel_size(size), resolution, stride)
+    return _factorized_convolution(channels, 7, resolution, stride)
+
+
+def cell_cost(cell, cell_plan):
+    """Cost of one cell, the preprocessing of its inputs included.
+
+    Args:
+      cell: `genotype.Cell`.
+      cell_plan: `search_space.CellPlan` of its place in the network.
+
+    Returns:
+      A `Cost`.
+    """
+    used, total = used_nodes(cell), Cost()
+    if 0 in used:
+        total += _preprocessing_cost(cell_plan.in_channels[0], cell_plan, halve=cell_plan.reduction_prev)
+    if 1 in used:
+        total += _preprocessing_cost(cell_plan.in_channels[1], cell_plan, halve=False)
+    for edge in cell.edges:
+        if edge.node in used:
+            resolution = cell_plan.in_resolution if edge.predecessor < N_CELL_INPUTS else cell_plan.out_resolution
+            stride = cell_plan.stride(edge.predecessor)
+            total += operation_cost(edge.operation, channels=cell_plan.channels, resolution=resolution, stride=stride)
+    return total
+
+
+def network_cost(genotype, *, network, channels, cells, classes, resolution, image_channels=3):
+    """Cost of a whole evaluation network, the auxiliary head excluded.
+
+    Args:
+      genotype: `Genotype` of its cells.
+      network, channels, cells, classes, resolution, image_channels: as `search_space.plan_network` takes them.
+
+    Returns:
+      A `Cost`.
+
+    Raises:
+      ConfigError: where no such network exists.
+    """
+    plan = _plan(genotype, network, channels, cells, classes, resolution, image_channels)
+    used = _used_tensors(genotype, plan)
+    total = _stem_cost(plan, stem_1_used=1 in used) + _classifier_cost(plan)
+    for cell_plan in plan.cells:
+        if cell_plan.index + N_CELL_INPUTS in used:
+            total += cell_cost(genotype.cell(cell_plan.cell_type), cell_plan)
+    return total
+
+
+def auxiliary_head_params(genotype, *, network, channels, cells, classes, resolution, image_channels=3):
+    """Parameters of the auxiliary head that training adds to the network; arguments and errors as of `network_cost`.
+
+    The ImageNet head has no batch-norm after its second convolution (EVALUATION_NETWORK.md, "Skeleton").
+    """
+    plan = _plan(genotype, network, channels, cells, classes, resolution, image_channels)
+    narrow, wide = _AUXILIARY_WIDTHS
+    in_channels = plan.cells[plan.auxiliary_cell].out_channels
+    batch_norms = 2 * narrow + (2 * wide if network == "cifar" else 0)
+    return in_channels * narrow + narrow * wide * 2 * 2 + batch_norms + (wide + 1) * classes
+
+
+def deployed_cost(genotype, budget):
+    """`network_cost` of the network that a `config.BudgetConfig` describes."""
+    return network_cost(genotype, **_deployed_network(budget))
+
+
+def widest_channels(genotype, budget):
+    """The largest even `channels` at which the deployed network fits `budget` (a `config.BudgetConfig`); None where none does."""
+
+    def fits(half_channels):
+        network = {**_deployed_network(budget), "channels": 2 * half_channels}
+        return cost_in(network_cost(genotype, **network), budget.convention) <= budget.macs
+
+    high = 1
+    while fits(high):  # ends, because every width costs more than a narrower one
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return 2 * low or None
+
+
+def check_budget(genotype, budget, subject="the deployed network"):
+    """Raises `BudgetError`, naming the width that would fit, if `genotype` costs more than a `config.BudgetConfig` allows.
+
+    Args:
+      genotype: `Genotype`.
+      budget: `config.BudgetConfig`.
+      subject: what the message calls the network.
+
+    Returns:
+      The deployed network's `Cost`.
+    """
+    cost = deployed_cost(genotype, budget)
+    received = cost_in(cost, budget.convention)
+    if received > budget.macs:
+        widest = widest_channels(genotype, budget)
+        advice = f"channels={widest} is the widest that would fit" if widest else "no width would fit"
+        raise BudgetError(
+            f"{subject} costs more than the budget allows. Expected at most {budget.macs:,.15g} {budget.convention}; {advice}. "
+            f"Received: {received:,} {budget.convention} at network={budget.network}, channels={budget.channels}, "
+            f"cells={budget.cells}, resolution={budget.resolution}, classes={budget.classes}"
+        )
+    return cost
+
+
+def used_nodes(cell):
+    """Nodes of a `genotype.Cell`, its inputs 0 and 1 included, on which its output depends: a frozenset of indices."""
+    used = set(cell.concat)
+    for edge in sorted(cell.edges, key=lambda edge: edge.node, reverse=True):  # a predecessor is an earlier node
+        if edge.node in used:
+            used.add(edge.predecessor)
+    return frozenset(used)
+
+
+def _used_tensors(genotype, plan):
+    """Indices on which the logits depend: 0 and 1 are the stem's two tensors, i + 2 is cell i's output."""
+    used_inputs = {cell_type: used_nodes(genotype.cell(cell_type)) & {0, 1} for cell_type in ("normal", "reduction")}
+    used = {len(plan.cells) + 1}
+    for cell_plan in reversed(plan.cells):
+        if cell_plan.index + N_CELL_INPUTS in used:
+            used.update(cell_plan.index + node for node in used_inputs[cell_plan.cell_type])
+    return used
+
+
+def _plan(genotype, network, channels, cells, classes, resolution, image_channels):
+    return plan_network(
+        network,
+        channels=channels,
+        cells=cells,
+        classes=classes,
+        resolution=resolution,
+        image_channels=image_channels,
+        multipliers=genotype.multipliers,
+    )
+
+
+def _deployed_network(budget):
+    names = ("network", "channels", "cells", "classes", "resolution", "image_channels")
+    return {name: getattr(budget, name) for name in names}
+
+
+def _strided(resolution, stride):
+    return -(-resolution // stride)
+
+
+def _kernel_size(text):
+    return int(text.partition("x")[0])
+
+
+def _relu(channels, resolution):
+    return Cost(0, 0, channels * resolution**2)
+
+
+def _pool(channels, resolution):
+    return Cost(0, 0, channels * resolution**2)
+
+
+def _batch_norm(channels, resolution):
+    return Cost(2 * channels, 0, 2 * channels * resolution**2)
+
+
+def _convolution(kernel_elements, output_pixels):
+    """A convolution without bias whose kernel holds `kernel_elements` numbers: each is used once an output pixel."""
+    return Cost(kernel_elements, kernel_elements * output_pixels, kernel_elements * output_pixels)
+
+
+def _separable_unit(channels, kernel, resolution, stride):
+    """ReLU, depthwise, pointwise, batch-norm; dilation changes no count."""
+    out = _strided(resolution, stride)
+    convolutions = _convolution(channels * kernel**2 + channels**2, out**2)
+    return _relu(channels, resolution) + convolutions + _batch_norm(channels, out)
+
+
+def _factorized_convolution(channels, kernel, resolution, stride):
+    """ReLU, 1 x kernel with the stride along the width, kernel x 1 with the stride along the height, batch-norm."""
+    out = _strided(resolution, stride)
+    elements = channels**2 * kernel
+    convolutions = _convolution(elements, resolution * out) + _convolution(elements, out**2)
+    return _relu(channels, resolution) + convolutions + _batch_norm(channels, out)
+
+
+def _factorized_reduce(in_channels, out_channels, resolution):
+    """ReLU, two 1x1 convolutions of stride 2 to half the channels each, batch-norm over both."""
+    out = _strided(resolution, 2)
+    return _relu(in_channels, resolution) + _convolution(in_channels * out_channels, out**2) + _batch_norm(out_channels, out)
+
+
+def _preprocessing_cost(in_channels, cell_plan, halve):
+    channels, resolution = cell_plan.channels, cell_plan.in_resolution
+    if halve:
+        return _factorized_reduce(in_channels, channels, 2 * resolution)
+    convolution = _convolution(in_channels * channels, resolution**2)
+    return _relu(in_channels, resolution) + convolution + _batch_norm(channels, resolution)
+
+
+def _stem_cost(plan, stem_1_used):
+    if plan.network == "cifar":  # one convolution, read by cells 0 and 1
+        channels = plan.stem_channels[1]
+        convolution = _convolution(9 * plan.image_channels * channels, plan.resolution**2)
+        return convolution + _batch_norm(channels, plan.resolution)
+    channels = plan.stem_channels[0]
+    half, quarter, eighth = plan.resolution // 2, plan.resolution // 4, plan.resolution // 8
+    total = _convolution(9 * plan.image_channels * (channels // 2), half**2) + _batch_norm(channels // 2, half)
+    total += _relu(channels // 2, half) + _convolution(9 * (channels // 2) * channels, quarter**2) + _batch_norm(channels, quarter)
+    if stem_1_used:
+        total += _relu(channels, quarter) + _convolution(9 * channels * plan.stem_channels[1], eighth**2)
+        total += _batch_norm(plan.stem_channels[1], eighth)
+    return total
+
+
+def _classifier_cost(plan):
+    """Global average pool and dense layer with bias."""
+    multiply_adds = plan.final_channels * plan.classes
+    pool = _pool(plan.final_channels, plan.cells[-1].out_resolution)
+    return pool + Cost(multiply_adds + plan.classes, multiply_adds, multiply_adds)

@@ -1,0 +1,67 @@
+"""Devices, seeds, and gradient steps that come out the same on one replica and on several."""
+
+import keras
+import tensorflow as tf
+
+from sivdnas_tf.errors import ConfigError
+
+
+def make_strategy(name):
+    """The `tf.distribute.Strategy` of a configuration.
+
+    Args:
+      name: "none" (TensorFlow's default: one device), "mirrored" (every GPU, or every logical CPU where there is no GPU), or "auto"
+        (mirrored exactly where there are several GPUs).
+
+    Raises:
+      ConfigError: for any other name.
+    """
+    gpus = tf.config.list_logical_devices("GPU")
+    if name == "none" or (name == "auto" and len(gpus) < 2):
+        return tf.distribute.get_strategy()
+    if name in ("auto", "mirrored"):
+        devices = gpus or tf.config.list_logical_devices("CPU")
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
+    raise ConfigError(f"distribution.strategy must be auto, none or mirrored. Received: {name!r}")
+
+
+def check_batch_size(batch_size, strategy, field):
+    """Raises `ConfigError` unless every replica gets the same number of images: their losses are averaged with equal weights."""
+    replicas = strategy.num_replicas_in_sync
+    if batch_size % replicas:
+        raise ConfigError(f"{field} must be a multiple of the number of replicas, {replicas}. Received: {batch_size}")
+
+
+def set_seeds(seed, deterministic):
+    """Seeds Python, NumPy and Keras (initial weights); with `deterministic`, TensorFlow uses only operations that repeat bit for bit."""
+    keras.utils.set_random_seed(seed)
+    if deterministic:
+        tf.config.experimental.enable_op_determinism()
+
+
+def apply_gradients(optimizer, gradients, variables, *, clip_norm=0.0, weight_decays=None):
+    """One optimizer step with gradients averaged over the replicas; called in a replica context, by every replica.
+
+    Averages first and clips after, as one device with the whole batch would: Keras' own `clipnorm` clips each replica's part.
+    Weight decay is coupled, g <- clip(g) + decay * v, as PyTorch's SGD and Adam do it; Keras' `weight_decay` is decoupled.
+
+    Args:
+      optimizer: a built Keras optimizer.
+      gradients: a list of tensors, of the replica's own mean loss.
+      variables: a list of Keras variables.
+      clip_norm: largest global norm; 0 leaves the gradients as they are.
+      weight_decays: a list of floats, or None for no decay.
+    """
+    context = tf.distribute.get_replica_context()
+    gradients = context.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
+    if clip_norm:
+        gradients, _ = tf.clip_by_global_norm(gradients, clip_norm)
+    if weight_decays is not None:
+        gradients = [
+            gradient + decay * tf.convert_to_tensor(variable) if decay else gradient
+            for gradient, variable, decay in zip(gradients, variables, weight_decays, strict=True)
+        ]
+    replicas = context.num_replicas_in_sync
+    if replicas > 1:  # Keras sums over the replicas
+        gradients = [gradient / replicas for gradient in gradients]
+    optimizer.apply_gradients(zip(gradients, variables, strict=True))

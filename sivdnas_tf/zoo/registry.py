@@ -1,0 +1,66 @@
+"""The published genotypes by name, with what their papers print and what the reference networks count. Imports no TensorFlow.
+
+genotypes.json holds, for each name: `genotype` (schema 1), `source` (repository and file), `published` (figures of papers and
+READMEs, some in conventions that nobody can reproduce), `counts` (params, macs, macs_ptflops of the two reference networks, exact) and,
+where the authors' own network differs from those, a `note`.
+"""
+
+import copy
+import functools
+import importlib.resources
+import json
+import os
+
+from sivdnas_tf.errors import GenotypeError, nearest
+from sivdnas_tf.genotype import Genotype
+
+
+@functools.cache
+def _architectures():
+    text = importlib.resources.files("sivdnas_tf.zoo").joinpath("genotypes.json").read_text(encoding="utf-8")
+    return json.loads(text)["architectures"]
+
+
+def names():
+    """Names of all published genotypes, in the order of the file."""
+    return tuple(_architectures())
+
+
+def entry(name):
+    """The entry `name`: a dict with genotype, source, published, counts and perhaps note, the caller's own copy.
+
+    Raises:
+      GenotypeError: for an unknown name, naming the nearest.
+    """
+    if name not in _architectures():
+        raise GenotypeError(f"unknown genotype.{nearest(name, names())} Expected one of {', '.join(names())}. Received: {name!r}")
+    return copy.deepcopy(_architectures()[name])
+
+
+@functools.cache
+def load(name):
+    """The published `Genotype` called `name`; raises `GenotypeError` for an unknown name."""
+    return Genotype.from_dict(entry(name)["genotype"])
+
+
+def resolve(name_or_path):
+    """The genotype that a command line names: a name of the zoo, or else a file of schema 1 (`./NAME` where both exist).
+
+    Args:
+      name_or_path: text or a path.
+
+    Returns:
+      A `Genotype`.
+
+    Raises:
+      GenotypeError: where it is neither, naming the nearest name of the zoo, or where the file is refused.
+    """
+    text = os.fspath(name_or_path)
+    if text in _architectures():
+        return load(text)
+    if not os.path.exists(text):
+        raise GenotypeError(
+            f"unknown genotype: no published one has this name, and no file of this name exists.{nearest(text, names())} "
+            f"Expected a file or one of {', '.join(names())}. Received: {text!r}"
+        )
+    return Genotype.load(text)
