@@ -80,10 +80,9 @@ def keep_probabilities(run):
     if run.history is None:
         return absent(run.missing("search"))
     history = run.history
-    note = (
-        f"After {len(history.epochs)} epochs; blue is rather kept, orange rather dropped, white is 0.5. "
-        "A frame marks what the derived cell has."
-    )
+    note = f"After {len(history.epochs)} epochs; blue is rather kept, orange rather dropped, white is 0.5."
+    if run.genotype and run.derivation:
+        note += " A frame marks what the derived cell has."
     return element("p", note, class_="note") + "".join(_keep_charts(run, cell_type) for cell_type in CELL_TYPES)
 
 

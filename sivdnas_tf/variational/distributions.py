@@ -112,7 +112,7 @@ class _GatedGaussian(tfd.Distribution):
         return self.copy(weight=self.weight, log_dropout_rate=self.log_dropout_rate, gate=gate)
 
     def draw(self, seed, sample_shape=()):
-        """Draws gates (the gate conditioned on, where there is one) and noise from independent halves of a seed, without gradients.
+        """Draws gates, without gradient (or takes the gate conditioned on), and noise from independent halves of a seed.
 
         Args:
           seed: int32 of shape [2] (stateless, see `step_seed`), or any other seed TFP takes.

@@ -327,6 +327,19 @@ def test_float32_under_a_bfloat16_policy():
         np.testing.assert_array_equal(result, value)
 
 
+def test_float32_under_a_global_bfloat16_policy():
+    expected = randomised(edges())
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        layer = randomised(edges())
+    finally:
+        keras.config.set_dtype_policy(policy)
+    sample = layer(layer.draw(SEED))
+    assert sample.dtype == tf.float32
+    np.testing.assert_array_equal(sample, expected(expected.draw(SEED)))
+
+
 def test_replicas_draw_the_same_and_agree_with_a_single_device():
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     with strategy.scope():

@@ -9,7 +9,7 @@ from sivdnas_tf.genotype import Cell, Edge, Genotype
 from sivdnas_tf.report.layered import STRIPE
 from sivdnas_tf.report.layout import OUTPUT, Box, layout_cell
 from sivdnas_tf.report.markup import text_width
-from sivdnas_tf.search_space import CELL_TYPES, EVALUATION_OPERATIONS
+from sivdnas_tf.search_space import CELL_TYPES, EVALUATION_OPERATIONS, get_search_space
 from sivdnas_tf.zoo import registry
 
 # Roundings of a drawing to a hundredth of a pixel are not overlaps.
@@ -108,6 +108,11 @@ def cells(draw):
 def test_any_cell_is_drawn_whole_and_without_overlap(cell):
     Genotype("any", cell, cell)  # it is one that the genotype module accepts
     check(cell)
+
+
+def test_a_search_that_dropped_nothing_is_drawn_whole_and_without_overlap():
+    space = get_search_space("darts")
+    check(Cell(tuple(Edge(node, predecessor, name) for predecessor, node in space.edges for name in space.primitives), space.nodes))
 
 
 def test_nodes_stand_by_the_longest_path():

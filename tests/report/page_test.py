@@ -247,6 +247,7 @@ def test_a_run_is_reported_stage_by_stage(make_run, parse_page, count):
     absent = {stage: f"not run: {stage}" in page.text for stage in ("search", "derive", "train", "export")}
     assert absent == {stage: stage in STAGES[count:] for stage in absent}
     assert ("test accuracy: not run" in page.text) == (count < 4)
+    assert ("A frame marks" in page.text) == (count > 1)
 
 
 @pytest.mark.parametrize("stage", ["train", "evaluate", "export"])

@@ -294,6 +294,18 @@ def test_shapes_and_dtypes(make, dtype):
     np.testing.assert_array_equal(gated[1, 2:].mean(), gated.mean()[1, 2:])
 
 
+@pytest.mark.parametrize("gate", [None, np.ones(3)])
+def test_statistics_have_the_batch_shape_that_only_the_rates_have(gate):
+    log_rate = np.zeros((2, 3))
+    for distribution in (
+        SemiImplicitPosterior(np.ones(3), log_rate, gate),
+        AnnealedSemiImplicitARDPrior(np.ones(3), log_rate, 0.5, gate, precision=1.0),
+    ):
+        assert distribution.batch_shape == (2, 3)
+        for statistic in (distribution.mean(), distribution.variance(), distribution.stddev(), distribution.sample(seed=[0, 1])):
+            assert statistic.shape == (2, 3)
+
+
 @pytest.mark.parametrize("distribution", [posterior(), prior()])
 def test_parameter_properties_name_every_tensor_parameter(distribution):
     tensors = {name for name, value in distribution.parameters.items() if name not in ("validate_args", "allow_nan_stats", "name")}

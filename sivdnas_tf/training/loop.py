@@ -1,0 +1,240 @@
+"""One loop for search and training: epochs, metrics, TensorBoard, progress, checkpoints, resume, interruption. Knows nothing of NAS.
+
+The state of a loop is its checkpoint: everything in `state`, the step number, and the sums of the running epoch's metrics. Batches are
+a function of the epoch and of how many to skip, so a run that is killed continues from its newest checkpoint with the same batches.
+Order at the end of an epoch: metrics file, then checkpoint; a kill between the two repeats the epoch and rewrites its line.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import sys
+import time
+import typing
+
+import numpy as np
+import tensorflow as tf
+import tqdm
+
+from sivdnas_tf.errors import Interrupted, NonFiniteError
+
+# What TensorFlow raises for a checkpoint whose files are truncated, damaged or gone.
+_UNREADABLE = (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError, tf.errors.InvalidArgumentError)
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopPlan:
+    """What a loop runs.
+
+    Attributes:
+      stage: "search" or "train": the run directory's subdirectory, and the word in messages.
+      epochs: number of epochs.
+      steps_per_epoch: steps of each.
+      batch_size: images a step that the throughput counts.
+      batches: function of `(epoch, skip)` to a `tf.data.Dataset` of the epoch's batches from number `skip` on.
+      step: function of `epoch` to the function of a batch that makes one step, called in a replica context; it returns a dict of
+        scalars, whose names are the same throughout an epoch.
+      metric_names: every name that a step may return; the first is the loss that must stay finite.
+      state: dict of trackables (model, optimizers) to save and restore.
+      advice: what to try when the loss stops being finite.
+      on_epoch_begin: function of the epoch.
+      on_epoch_end: function of `(epoch, record)`, returns a dict that is added to the record; called within the epoch's TensorBoard
+        writer, so that it may add summaries.
+      on_step_begin: function of the step number.
+      summary: function of the record to the line that is printed after an epoch.
+    """
+
+    stage: str
+    epochs: int
+    steps_per_epoch: int
+    batch_size: int
+    batches: typing.Callable
+    step: typing.Callable
+    metric_names: tuple
+    state: dict
+    advice: str
+    summary: typing.Callable
+    on_epoch_begin: typing.Callable = lambda epoch: None
+    on_epoch_end: typing.Callable = lambda epoch, record: {}
+    on_step_begin: typing.Callable = lambda step: None
+
+
+class Loop:
+    """Runs a `LoopPlan` in a run directory, from wherever its newest checkpoint is.
+
+    Args:
+      plan: the `LoopPlan`.
+      run_dir: the `RunDir`.
+      strategy: a `tf.distribute.Strategy`; the state's variables were made in its scope.
+      checkpoint_config: a `config.CheckpointConfig`.
+      say: function of a line for the user.
+    """
+
+    def __init__(self, plan, run_dir, strategy, checkpoint_config, say=print):
+        self.plan, self.run_dir, self.strategy, self.config, self.say = plan, run_dir, strategy, checkpoint_config, say
+        self._step = tf.Variable(0, dtype=tf.int64, trainable=False, name="loop_step")
+        self._sums = tf.Variable(tf.zeros([len(plan.metric_names) + 2], tf.float64), trainable=False, name="loop_sums")
+        self._checkpoint = tf.train.Checkpoint(step=self._step, sums=self._sums, **plan.state)
+        self._manager = tf.train.CheckpointManager(
+            self._checkpoint, str(run_dir.file(f"{plan.stage}/checkpoints")), max_to_keep=checkpoint_config.keep
+        )
+        self._last_save = time.monotonic()
+        self._compiled_from = self._distributed_step = None
+
+    def run(self):
+        """Runs to the last epoch and returns the records of metrics.jsonl.
+
+        Raises:
+          NonFiniteError: where the loss becomes NaN or infinite; the last good checkpoint stays.
+          Interrupted: after SIGINT or SIGTERM, once the state is saved.
+        """
+        self._restore()
+        step = int(self._step.numpy())
+        records = self.run_dir.read_metrics(self.plan.stage)[: step // self.plan.steps_per_epoch]
+        writer = tf.summary.create_file_writer(str(self.run_dir.file(f"{self.plan.stage}/tensorboard")))
+        with _signals() as received, writer.as_default():
+            for epoch in range(step // self.plan.steps_per_epoch, self.plan.epochs):
+                record = self._run_epoch(epoch, received)
+                records.append(record)
+                self.run_dir.write_metrics(self.plan.stage, records)
+                last = epoch + 1 == self.plan.epochs
+                if last or (epoch + 1) % self.config.every_epochs == 0:
+                    self._save()
+                self._stop_if(received)
+        writer.close()
+        return records
+
+    def _restore(self):
+        """Restores the newest checkpoint that can be read; an unreadable one is named and passed over."""
+        for path in reversed(self._manager.checkpoints):
+            try:
+                self._checkpoint.restore(path).assert_existing_objects_matched()
+            except (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError, tf.errors.InvalidArgumentError) as error:
+                self.say(
+                    f"{self.plan.stage}: checkpoint {path} cannot be read ({error.message.splitlines()[0][:200]}); trying an older one"
+                )
+                continue
+            step = int(self._step.numpy())
+            self.say(
+                f"{self.plan.stage}: resuming at step {step}, epoch {step // self.plan.steps_per_epoch + 1} of {self.plan.epochs} ({path})"
+            )
+            return
+
+    def _save(self):
+        self._manager.save(checkpoint_number=int(self._step.numpy()))
+        self._last_save = time.monotonic()
+
+    def _run_epoch(self, epoch, received):
+        plan = self.plan
+        skip = int(self._step.numpy()) - epoch * plan.steps_per_epoch
+        plan.on_epoch_begin(epoch)
+        step_function = self._compiled(plan.step(epoch))
+        batches = plan.batches(epoch, skip)
+        if self.strategy.num_replicas_in_sync > 1:
+            batches = self.strategy.experimental_distribute_dataset(batches)
+        sums, started = self._sums.numpy() if skip else np.zeros(self._sums.shape), time.monotonic()
+        seconds_before, seen = sums[-1], {}
+        with self._progress(epoch, skip) as progress:
+            for batch in batches:
+                step = int(self._step.numpy())
+                plan.on_step_begin(step)
+                seen = {name: float(value) for name, value in step_function(batch).items()}
+                self._check_finite(seen, step)
+                sums[:-2] += [seen.get(name, 0.0) for name in plan.metric_names]
+                sums[-2] += 1
+                sums[-1] = seconds_before + time.monotonic() - started
+                self._step.assign_add(1)
+                self._sums.assign(sums)
+                progress.update()
+                progress.set_postfix({name: f"{sums[i] / sums[-2]:.4f}" for i, name in enumerate(plan.metric_names) if name in seen})
+                self._save_if_due(received)
+        return self._record(epoch, sums, seen)
+
+    def _compiled(self, step_function):
+        """The step over all replicas as one tf.function, made anew only when the plan gives another step function."""
+        if self._compiled_from != step_function:
+            strategy = self.strategy
+
+            @tf.function(jit_compile=False)
+            def distributed_step(batch):
+                logs = strategy.run(step_function, args=(batch,))
+                return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None) for name, value in logs.items()}
+
+            self._compiled_from, self._distributed_step = step_function, distributed_step
+        return self._distributed_step
+
+    def _progress(self, epoch, skip):
+        # disable=None: a bar on a terminal only; a log file gets the line an epoch.
+        return tqdm.tqdm(
+            total=self.plan.steps_per_epoch,
+            initial=skip,
+            desc=f"{self.plan.stage} {epoch + 1}/{self.plan.epochs}",
+            unit="step",
+            leave=False,
+            disable=None,
+            file=sys.stderr,
+        )
+
+    def _check_finite(self, seen, step):
+        for name, value in seen.items():
+            if not math.isfinite(value):
+                kept = self._manager.latest_checkpoint or "none yet"
+                raise NonFiniteError(
+                    f"{self.plan.stage}: {name} became {value} at step {step} (epoch {step // self.plan.steps_per_epoch + 1}). "
+                    f"The last good checkpoint stays: {kept}. Try {self.plan.advice}"
+                )
+
+    def _save_if_due(self, received):
+        minutes = self.config.every_minutes
+        in_epoch = int(self._step.numpy()) % self.plan.steps_per_epoch
+        due = minutes and time.monotonic() - self._last_save > 60 * minutes
+        if in_epoch and (due or received):
+            self._save()
+            self._stop_if(received)
+
+    def _stop_if(self, received):
+        if received:
+            number = received[0]
+            raise Interrupted(
+                number,
+                f"{self.plan.stage}: {signal.Signals(number).name} received, state saved at step {int(self._step.numpy())} in "
+                f"{self.run_dir.path}: the same command continues",
+            )
+
+    def _record(self, epoch, sums, seen):
+        """The epoch's line of metrics.jsonl: means over its steps, null for what its steps did not return."""
+        plan, count, seconds = self.plan, sums[-2], sums[-1]
+        record = {"epoch": epoch + 1, "step": int(self._step.numpy())}
+        record |= {name: sums[i] / count if name in seen else None for i, name in enumerate(plan.metric_names)}
+        record |= plan.on_epoch_end(epoch, record)
+        record |= {"seconds": round(seconds, 3), "images_per_second": round(count * plan.batch_size / seconds, 1)}
+        for name, value in record.items():
+            if name not in ("epoch", "step") and isinstance(value, (int, float)):
+                tf.summary.scalar(f"{plan.stage}/{name}", value, step=epoch + 1)
+        self.say(f"{plan.stage} {epoch + 1}/{plan.epochs}  {plan.summary(record)}  {record['images_per_second']:.0f} images/s")
+        return record
+
+
+@contextlib.contextmanager
+def _signals():
+    """Collects SIGINT and SIGTERM in the list that it yields, so that a step is finished and saved before the process ends.
+
+    A second SIGINT interrupts at once. Only the main thread can set handlers; elsewhere signals are left as they are.
+    """
+    received = []
+
+    def handler(number, frame):
+        if received and number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        received.append(number)
+
+    previous = {}
+    with contextlib.suppress(ValueError):  # not the main thread
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, handler)
+    try:
+        yield received
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)

@@ -1,0 +1,170 @@
+"""The search stage: images to posterior.npz (METHOD.md section 3)."""
+
+import functools
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from sivdnas_tf.data.augment import Augmentation
+from sivdnas_tf.data.datasets import bilevel_batches, steps_per_epoch
+from sivdnas_tf.models.supernet import Supernet
+from sivdnas_tf.search_space import CELL_TYPES, get_search_space, plan_network
+from sivdnas_tf.training import schedules
+from sivdnas_tf.training.distribution import check_batch_size, make_strategy, set_seeds
+from sivdnas_tf.training.loop import Loop, LoopPlan
+
+_HISTORY = "search/posterior_history.npz"
+_METRICS = ("loss", "accuracy", "architecture_loss", "architecture_accuracy", "kl")
+_ADVICE = "a smaller search.learning_rate or search.architecture_learning_rate, or a smaller search.gradient_clip_norm."
+
+
+def build_supernet(config, image_shape, classes, steps):
+    """The compiled supernet of a configuration; call it in the strategy's scope.
+
+    Args:
+      config: a `Config`.
+      image_shape: (resolution, resolution, channels).
+      classes: number of classes.
+      steps: steps an epoch, which the weights' learning rate follows.
+    """
+    search, space = config.search, get_search_space(config.search.search_space)
+    plan = plan_network(
+        "cifar",
+        channels=search.channels,
+        cells=search.cells,
+        classes=classes,
+        resolution=image_shape[0],
+        image_channels=image_shape[2],
+        multipliers=(space.n_nodes, space.n_nodes),
+    )
+    supernet = Supernet(space, plan, mixing=search.mixing, initial_log_dropout_rate=search.initial_log_dropout_rate, seed=config.seed)
+    supernet.compile(
+        # Keras' SGD keeps the learning rate inside the velocity, PyTorch's outside: they part only where the cosine moves.
+        keras.optimizers.SGD(
+            schedules.EpochCosine(search.learning_rate, search.final_learning_rate, search.epochs, steps), momentum=search.momentum
+        ),
+        keras.optimizers.Adam(search.architecture_learning_rate, search.architecture_beta_1, search.architecture_beta_2, epsilon=1e-8),
+        kl_weight=search.kl_weight,
+        weight_decay=search.weight_decay,
+        architecture_weight_decay=search.architecture_weight_decay,
+        gradient_clip_norm=search.gradient_clip_norm,
+    )
+    return supernet
+
+
+def search_settings(config):
+    """What the posterior depends on, for the run directory's record of the stage."""
+    values = config.to_dict()
+    return {key: values[key] for key in ("seed", "deterministic", "data", "search")}
+
+
+def run_search(config, datasets, run_dir, overwrite=False, say=print):
+    """Searches, or continues a search, or returns a finished one's posterior.
+
+    Args:
+      config: a `Config`.
+      datasets: `Datasets`; only the splits weights and architecture are read.
+      run_dir: the `RunDir` that gets search/*.
+      overwrite: whether an earlier search in `run_dir` is removed first.
+      say: function of a line for the user.
+
+    Returns:
+      The `Posterior`.
+
+    Raises:
+      RunDirError, ConfigError, DataError: see the modules that check; nothing is trained then.
+      NonFiniteError, Interrupted: as `Loop.run`.
+    """
+    state = run_dir.begin("search", search_settings(config), overwrite)
+    if state.done:
+        say(f"search: done already ({run_dir.file('search/posterior.npz')})")
+        return run_dir.read_posterior()
+    set_seeds(config.seed, config.deterministic)
+    strategy = make_strategy(config.distribution.strategy)
+    check_batch_size(config.search.batch_size, strategy, "search.batch_size")
+    steps = steps_per_epoch(datasets.weights, config.search.batch_size)
+    with strategy.scope():
+        supernet = build_supernet(config, datasets.image_shape, len(datasets.class_names), steps)
+    Loop(_loop_plan(config, datasets, run_dir, supernet, steps), run_dir, strategy, config.checkpoint, say).run()
+    posterior = supernet.posterior(config.search.epochs)
+    run_dir.write_posterior(posterior)
+    return posterior
+
+
+def _loop_plan(config, datasets, run_dir, supernet, steps):
+    search, data = config.search, config.data
+    augmentation = Augmentation(crop_padding=data.crop_padding, flip=data.flip, cutout_length=search.cutout_length)
+    warm_up_step = functools.partial(supernet.bilevel_step, update_architecture=False)
+    history = _History(run_dir, supernet)
+
+    def on_epoch_begin(epoch):
+        gap = schedules.prior_gap(epoch, search.warmup_epochs, search.prior_gap_decay)
+        supernet.operation_prior_gap.assign(gap)
+        supernet.edge_prior_gap.assign(gap)
+
+    def on_epoch_end(epoch, record):
+        del record
+        rates = schedules.cosine_learning_rate(epoch, search.learning_rate, search.final_learning_rate, search.epochs)
+        return {
+            **history.append(epoch),
+            "prior_gap": float(supernet.operation_prior_gap.numpy()),
+            "learning_rate": rates,
+            "frozen": epoch < search.warmup_epochs,
+        }
+
+    return LoopPlan(
+        stage="search",
+        epochs=search.epochs,
+        steps_per_epoch=steps,
+        batch_size=2 * search.batch_size,
+        batches=lambda epoch, skip: bilevel_batches(
+            datasets, search.batch_size, seed=config.seed, epoch=epoch, skip_batches=skip, augmentation=augmentation
+        ),
+        step=lambda epoch: warm_up_step if epoch < search.warmup_epochs else supernet.bilevel_step,
+        metric_names=_METRICS,
+        state={
+            "supernet": supernet,
+            "weight_optimizer": supernet.weight_optimizer,
+            "architecture_optimizer": supernet.architecture_optimizer,
+        },
+        advice=_ADVICE,
+        summary=_summary,
+        on_epoch_begin=on_epoch_begin,
+        on_epoch_end=on_epoch_end,
+    )
+
+
+def _summary(record):
+    text = f"loss {record['loss']:.3f}  accuracy {record['accuracy']:.3f}"
+    if record["frozen"]:
+        return f"{text}  (warm-up: architecture frozen)"
+    return (
+        f"{text}  architecture half: loss {record['architecture_loss']:.3f}  accuracy {record['architecture_accuracy']:.3f}  "
+        f"kl {record['kl']:.1f}  expected operations {record['expected_operations']:.1f}"
+    )
+
+
+class _History:
+    """search/posterior_history.npz: keep probabilities after each epoch, rewritten every epoch; resumes with the epochs before its own."""
+
+    def __init__(self, run_dir, supernet):
+        self._run_dir, self._supernet = run_dir, supernet
+        self._arrays = run_dir.read_npz(_HISTORY) if run_dir.file(_HISTORY).exists() else {}
+
+    def append(self, epoch):
+        """Adds the epoch, writes the file and TensorBoard's histograms; returns what the epoch's record says of the posterior."""
+        posterior = self._supernet.posterior(epoch + 1)
+        new, expected = {"epoch": np.array(epoch + 1)}, 0.0
+        for cell_type in CELL_TYPES:
+            cell = posterior.cell(cell_type)
+            operations, edges = cell.operation_keep_probability, cell.edge_keep_probability
+            new[f"{cell_type}_operation_keep_probability"], new[f"{cell_type}_edge_keep_probability"] = operations, edges
+            expected += float((operations * edges[:, np.newaxis]).sum())
+            tf.summary.histogram(f"search/{cell_type}_operation_keep_probability", operations, step=epoch + 1)
+            tf.summary.histogram(f"search/{cell_type}_edge_keep_probability", edges, step=epoch + 1)
+        stacked = {key: np.stack([*self._arrays.get(key, ())[:epoch], value]) for key, value in new.items()}
+        space = self._supernet.space
+        self._arrays = {**stacked, "edges": np.array(space.edge_names), "primitives": np.array(space.primitives)}
+        self._run_dir.write_npz(_HISTORY, self._arrays)
+        return {"expected_operations": expected}

@@ -1,0 +1,190 @@
+"""The training stage: genotype to train/weights.weights.h5 (METHOD.md section 7)."""
+
+import keras
+import tensorflow as tf
+
+from sivdnas_tf.data.augment import Augmentation
+from sivdnas_tf.data.datasets import batches, steps_per_epoch
+from sivdnas_tf.models.evaluation_network import DROP_PATH_SCHEDULE, evaluation_network
+from sivdnas_tf.profiling.costs import check_budget
+from sivdnas_tf.run_dir import atomic_path
+from sivdnas_tf.search_space import plan_network
+from sivdnas_tf.training import objective, schedules
+from sivdnas_tf.training.distribution import apply_gradients, check_batch_size, make_strategy, set_seeds
+from sivdnas_tf.training.evaluate import measure
+from sivdnas_tf.training.loop import Loop, LoopPlan
+
+WEIGHTS = "train/weights.weights.h5"
+_BEST = "train/checkpoints/best.weights.h5"
+_METRICS = ("loss", "accuracy")
+_ADVICE = "a smaller train.learning_rate or a smaller train.gradient_clip_norm."
+
+
+def trained_plan(config, genotype, image_shape, classes):
+    """The `NetworkPlan` of the network that `config.train` describes, for images of `image_shape` and a number of classes."""
+    return plan_network(
+        config.train.network,
+        channels=config.train.channels,
+        cells=config.train.cells,
+        classes=classes,
+        resolution=image_shape[0],
+        image_channels=image_shape[2],
+        multipliers=genotype.multipliers,
+    )
+
+
+def train_settings(config, genotype):
+    """What the weights depend on, for the run directory's record of the stage."""
+    values = config.to_dict()
+    return {**{key: values[key] for key in ("seed", "deterministic", "data", "train")}, "genotype_sha256": genotype.sha256}
+
+
+def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
+    """Trains the genotype's evaluation network, or continues, or says that it is done.
+
+    All training images but the held-out ones are trained on; the held-out ones choose the epoch whose weights are kept
+    (`train.checkpoint_choice`) and nothing else. train/weights.weights.h5 holds the network without auxiliary head and drop path.
+
+    Args:
+      config: a `Config`.
+      genotype: a `Genotype`.
+      datasets: `Datasets`; the test split is not read.
+      run_dir: the `RunDir` that gets train/*.
+      overwrite: whether an earlier training in `run_dir` is removed first.
+      say: function of a line for the user.
+
+    Raises:
+      BudgetError: where the deployed network of `config.budget` is over budget; nothing is trained then.
+      RunDirError, ConfigError, DataError: see the modules that check; nothing is trained then.
+      NonFiniteError, Interrupted: as `Loop.run`.
+    """
+    check_budget(genotype, config.budget)
+    state = run_dir.begin("train", train_settings(config, genotype), overwrite)
+    if state.done:
+        say(f"train: done already ({run_dir.file(WEIGHTS)})")
+        return
+    set_seeds(config.seed, config.deterministic)
+    strategy = make_strategy(config.distribution.strategy)
+    check_batch_size(config.train.batch_size, strategy, "train.batch_size")
+    plan = trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
+    steps = steps_per_epoch(datasets.train, config.train.batch_size)
+    with strategy.scope():
+        trainer = Trainer(config, genotype, plan, steps, strategy)
+    deployed = evaluation_network(genotype, plan)
+    Loop(_loop_plan(config, datasets, run_dir, trainer, deployed, steps), run_dir, strategy, config.checkpoint, say).run()
+    if config.train.checkpoint_choice == "best":
+        deployed.load_weights(run_dir.file(_BEST))
+    else:
+        copy_weights(trainer.model, deployed)
+    _save_weights(deployed, run_dir.file(WEIGHTS))
+
+
+class Trainer:
+    """The evaluation network in its training form, its optimizer, and a step; make it in the strategy's scope.
+
+    Args:
+      config: a `Config`.
+      genotype: a `Genotype`.
+      plan: the `NetworkPlan`.
+      steps: steps an epoch.
+      strategy: the strategy whose scope this is in: with several replicas, batch-norm takes its statistics over all of them.
+    """
+
+    def __init__(self, config, genotype, plan, steps, strategy):
+        self.train = config.train
+        self.model = evaluation_network(
+            genotype,
+            plan,
+            auxiliary=config.train.auxiliary_weight > 0,
+            drop_path=config.train.drop_path_rate > 0,
+            synchronized=strategy.num_replicas_in_sync > 1,
+            seed=config.seed,
+        )
+        rate = schedules.EpochCosine(self.train.learning_rate, self.train.final_learning_rate, self.train.epochs, steps)
+        self.optimizer = keras.optimizers.SGD(rate, momentum=self.train.momentum)
+        self.optimizer.build(self.model.trainable_variables)
+
+    def set_drop_path(self, *, rate=None, step=None):
+        """Assigns the rate of dropping a path, or the step that keys the masks; without drop path there is nothing to assign."""
+        if self.train.drop_path_rate > 0:
+            schedule = self.model.get_layer(DROP_PATH_SCHEDULE)
+            if rate is not None:
+                schedule.rate.assign(rate)
+            if step is not None:
+                schedule.step.assign(step)
+
+    def step(self, batch):
+        """One SGD step on `(images, labels)`, in a replica context; returns loss and accuracy."""
+        images, labels = batch
+        train, variables = self.train, self.model.trainable_variables
+        with tf.GradientTape() as tape:
+            outputs = self.model(images, training=True)
+            logits, auxiliary_logits = outputs if train.auxiliary_weight > 0 else (outputs, None)
+            loss = objective.training_loss(
+                labels, logits, auxiliary_logits, auxiliary_weight=train.auxiliary_weight, label_smoothing=train.label_smoothing
+            )
+        gradients = tape.gradient(loss, [variable.value for variable in variables], unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        apply_gradients(
+            self.optimizer,
+            gradients,
+            variables,
+            clip_norm=train.gradient_clip_norm,
+            weight_decays=[train.weight_decay] * len(variables),
+        )
+        return {"loss": loss, "accuracy": objective.accuracy(labels, logits)}
+
+
+def copy_weights(source, target):
+    """Copies the values of all variables of `target` from those of the same path in `source`."""
+    values = {variable.path: variable for variable in source.variables}
+    for variable in target.variables:
+        variable.assign(values[variable.path].numpy())
+
+
+def _save_weights(model, path):
+    with atomic_path(path) as temporary:
+        model.save_weights(temporary, overwrite=True)
+
+
+def _loop_plan(config, datasets, run_dir, trainer, deployed, steps):
+    train, data = config.train, config.data
+    augmentation = Augmentation(crop_padding=data.crop_padding, flip=data.flip, cutout_length=train.cutout_length)
+    statistics = {"mean": datasets.mean, "std": datasets.std}
+
+    def drop_path_rate(epoch):
+        return schedules.drop_path_rate(epoch, train.epochs, train.drop_path_rate)
+
+    def on_epoch_end(epoch, record):
+        del record
+        copy_weights(trainer.model, deployed)
+        holdout = measure(deployed, datasets.holdout, **statistics)
+        earlier = [line["holdout_accuracy"] for line in run_dir.read_metrics("train")[:epoch]]
+        if train.checkpoint_choice == "best" and holdout["top1"] >= max(earlier, default=0.0):
+            _save_weights(deployed, run_dir.file(_BEST))
+        return {
+            "holdout_loss": holdout["loss"],
+            "holdout_accuracy": holdout["top1"],
+            "learning_rate": schedules.cosine_learning_rate(epoch, train.learning_rate, train.final_learning_rate, train.epochs),
+            "drop_path_rate": drop_path_rate(epoch),
+        }
+
+    return LoopPlan(
+        stage="train",
+        epochs=train.epochs,
+        steps_per_epoch=steps,
+        batch_size=train.batch_size,
+        batches=lambda epoch, skip: batches(
+            datasets.train, train.batch_size, seed=config.seed, epoch=epoch, skip_batches=skip, augmentation=augmentation, **statistics
+        ),
+        step=lambda epoch: trainer.step,
+        metric_names=_METRICS,
+        state={"model": trainer.model, "optimizer": trainer.optimizer},
+        advice=_ADVICE,
+        summary=lambda record: (
+            f"loss {record['loss']:.3f}  accuracy {record['accuracy']:.3f}  held out: loss {record['holdout_loss']:.3f}  "
+            f"accuracy {record['holdout_accuracy']:.3f}"
+        ),
+        on_epoch_begin=lambda epoch: trainer.set_drop_path(rate=drop_path_rate(epoch)),
+        on_epoch_end=on_epoch_end,
+        on_step_begin=lambda step: trainer.set_drop_path(step=step),
+    )
