@@ -234,6 +234,11 @@ class Config:
             for key, value in dataclasses.asdict(self).items()
         }
 
+    def stage_settings(self, stage):
+        """The fields that the result of stage "search" or "train" depends on, as JSON types: the run directory's record of it."""
+        values = self.to_dict()
+        return {key: values[key] for key in ("seed", "deterministic", "data", stage)}
+
     @classmethod
     def from_dict(cls, values):
         """Builds the configuration from nested mappings, missing fields at their defaults.

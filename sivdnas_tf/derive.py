@@ -99,6 +99,14 @@ def derive(posterior, *, rule, seed, budget, name="searched"):
     return Derivation(genotype, details)
 
 
+def full_genotype(space_name):
+    """The `Genotype` that keeps every primitive on every edge of a search space: the dearest one it holds."""
+    space = get_search_space(space_name)
+    edges = tuple(Edge(node, predecessor, primitive) for predecessor, node in space.edges for primitive in space.primitives)
+    cell = Cell(edges, space.nodes)
+    return Genotype("every operation", cell, cell)
+
+
 def _threshold_cells(posterior, threshold):
     """`_DerivedCell`s of both cell types that keep what has keep_probability >= threshold."""
     gates = {}

@@ -6,6 +6,7 @@ file is there; `begin` tells a finished stage from one to continue, and refuses 
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -146,18 +147,19 @@ class RunDir:
             self._remove(stage)
         settings = json.loads(json.dumps(settings))
         if record.exists():
-            difference = _differences(read_json(record), settings)
-            if difference:
-                shown = "; ".join(difference[:4]) + (f"; and {len(difference) - 4} more" if len(difference) > 4 else "")
-                raise RunDirError(
-                    f"{stage} in {self.path} was made with other settings: {shown}. Expected the same ones, --overwrite to redo it, "
-                    "or another --workdir"
-                )
+            self._refuse_differences(stage, read_json(record), settings)
         else:
-            self._remove(stage)  # files without a record are not this stage's work
+            self._refuse_unrecorded(stage)
             write_json(record, settings)
             return StageState(done=False, started=False)
         return StageState(done=self.file(_DONE[stage]).exists(), started=True)
+
+    def check_consistent(self, stage, settings):
+        """Raises `RunDirError`, naming the fields that differ, where `stage` was begun with other values of the fields in `settings`."""
+        record = self.file(f"stages/{stage}.json")
+        if record.exists():
+            recorded = read_json(record)
+            self._refuse_differences(stage, {key: recorded.get(key) for key in settings}, json.loads(json.dumps(settings)))
 
     def is_done(self, stage):
         """Whether the stage's last file is there."""
@@ -167,6 +169,27 @@ class RunDir:
         """Raises `RunDirError`, naming the command that is missing, unless `stage` is done."""
         if not self.is_done(stage):
             raise RunDirError(f"{self.path} has no {_DONE[stage]}: `{stage}` has not finished there")
+
+    def _refuse_differences(self, stage, recorded, settings):
+        difference = _differences(recorded, settings)
+        if difference:
+            shown = "; ".join(difference[:4]) + (f"; and {len(difference) - 4} more" if len(difference) > 4 else "")
+            raise RunDirError(
+                f"{stage} in {self.path} was made with other settings: {shown}. Expected the same ones, --overwrite to redo it, "
+                "or another --workdir"
+            )
+
+    def _refuse_unrecorded(self, stage):
+        """Files that this program did not put there are the user's: they are not removed unasked."""
+        for name in _OWNED[stage]:
+            if self.file(name).exists():
+                raise RunDirError(
+                    f"{self.file(name)} was not made by {stage} in this run. Expected another --workdir, or --overwrite to remove it"
+                )
+
+    def sha256(self, name):
+        """Hex digest of the file `name`: how a stage recognises its input."""
+        return hashlib.sha256(self.file(name).read_bytes()).hexdigest()
 
     def _remove(self, stage):
         self.file(f"stages/{stage}.json").unlink(missing_ok=True)

@@ -53,12 +53,6 @@ def build_supernet(config, image_shape, classes, steps):
     return supernet
 
 
-def search_settings(config):
-    """What the posterior depends on, for the run directory's record of the stage."""
-    values = config.to_dict()
-    return {key: values[key] for key in ("seed", "deterministic", "data", "search")}
-
-
 def run_search(config, datasets, run_dir, overwrite=False, say=print):
     """Searches, or continues a search, or returns a finished one's posterior.
 
@@ -76,7 +70,7 @@ def run_search(config, datasets, run_dir, overwrite=False, say=print):
       RunDirError, ConfigError, DataError: see the modules that check; nothing is trained then.
       NonFiniteError, Interrupted: as `Loop.run`.
     """
-    state = run_dir.begin("search", search_settings(config), overwrite)
+    state = run_dir.begin("search", config.stage_settings("search"), overwrite)
     if state.done:
         say(f"search: done already ({run_dir.file('search/posterior.npz')})")
         return run_dir.read_posterior()

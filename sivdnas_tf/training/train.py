@@ -35,8 +35,7 @@ def trained_plan(config, genotype, image_shape, classes):
 
 def train_settings(config, genotype):
     """What the weights depend on, for the run directory's record of the stage."""
-    values = config.to_dict()
-    return {**{key: values[key] for key in ("seed", "deterministic", "data", "train")}, "genotype_sha256": genotype.sha256}
+    return {**config.stage_settings("train"), "genotype_sha256": genotype.sha256}
 
 
 def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
@@ -77,6 +76,14 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     else:
         copy_weights(trainer.model, deployed)
     _save_weights(deployed, run_dir.file(WEIGHTS))
+
+
+def load_trained(config, genotype, datasets, run_dir):
+    """The trained network in its deployed form: a Keras model from normalised images to logits."""
+    plan = trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
+    model = evaluation_network(genotype, plan)
+    model.load_weights(run_dir.file(WEIGHTS))
+    return model
 
 
 class Trainer:

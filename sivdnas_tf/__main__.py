@@ -1,0 +1,256 @@
+"""The command line: `python -m sivdnas_tf COMMAND` or `sivdnas COMMAND`. Parses arguments, turns errors into exit codes, nothing else.
+
+Exit codes: 0 done; 2 wrong use, configuration or data; 3 over the budget; 4 an exported artifact does not agree with the model;
+130 and 143 interrupted; 1 anything else.
+"""
+
+import dataclasses
+import importlib
+import os
+import sys
+import typing
+
+from absl import flags
+
+from sivdnas_tf import commands
+from sivdnas_tf.config import Config
+from sivdnas_tf.errors import ConfigError, Interrupted, NonFiniteError, UserError, nearest
+from sivdnas_tf.run_dir import RunDir
+from sivdnas_tf.search_space import NETWORKS
+
+_PROGRAM = "sivdnas_tf"
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """One command.
+
+    Attributes:
+      help: one line for the list of commands.
+      flags: names in `_DEFINITIONS`.
+      required: those of them that must be given.
+      run: function of the parsed `FlagValues` (and, with a `config` flag, the `Config`).
+    """
+
+    help: str
+    flags: tuple
+    required: tuple
+    run: typing.Callable
+
+
+_DEFINITIONS = {
+    "workdir": (flags.DEFINE_string, None, "directory of the run"),
+    "overwrite": (flags.DEFINE_bool, False, "redo the stage, removing what it made before"),
+    "dry_run": (flags.DEFINE_bool, False, "say what the run would cost, and stop"),
+    "rule": (flags.DEFINE_string, None, "budget, mode or sample; the configuration's without it"),
+    "seed": (flags.DEFINE_integer, None, "seed of the rule sample; the configuration's without it"),
+    "budget_macs": (flags.DEFINE_float, None, "largest number of multiply-adds; the configuration's without it (profile: 600e6)"),
+    "genotype": (flags.DEFINE_string, None, "name in the zoo, or file; profile takes several, separated by commas"),
+    "split": (flags.DEFINE_enum, "test", "split to measure", ("test", "holdout", "weights", "architecture")),
+    "network": (flags.DEFINE_enum, None, "network built of the cells", NETWORKS),
+    "channels": (flags.DEFINE_integer, None, "channels of the first cells; 36 (cifar), 48 (imagenet) without it"),
+    "cells": (flags.DEFINE_integer, None, "number of cells; 20 (cifar), 14 (imagenet) without it"),
+    "classes": (flags.DEFINE_integer, None, "number of classes; 10 (cifar), 1000 (imagenet) without it"),
+    "resolution": (flags.DEFINE_integer, None, "pixels a side; 32 (cifar), 224 (imagenet) without it"),
+    "json": (flags.DEFINE_bool, False, "one JSON object a line"),
+    "formats": (flags.DEFINE_list, None, "any of saved_model, onnx, tflite, separated by commas; the configuration's without it"),
+    "preprocessing": (flags.DEFINE_string, None, "inside or outside the model; the configuration's without it"),
+    "onnx_layout": (flags.DEFINE_string, None, "nhwc or nchw; the configuration's without it"),
+    "manifest": (flags.DEFINE_string, None, "an export/manifest.json"),
+}
+
+
+def _define(command, arguments):
+    """The `FlagValues` of a command, not yet parsed."""
+    values = flags.FlagValues()
+    flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
+    for name in command.flags:
+        if name == "config":
+            # Imported here: `profile` and `derive` need no configuration file.
+            config_flags = importlib.import_module("ml_collections.config_flags")
+            config_flags.DEFINE_config_file("config", None, "configuration file (configs/*.py)", flag_values=values, sys_argv=arguments)
+        else:
+            define, default, text, *choices = _DEFINITIONS[name]
+            define(name, default, *choices, text, flag_values=values) if choices else define(name, default, text, flag_values=values)
+    return values
+
+
+def _parse(name, command, arguments):
+    """Parses; raises `ConfigError`, one line, for whatever absl or ml_collections refuse."""
+    argv = [f"{_PROGRAM} {name}", *arguments]
+    values = _define(command, argv)
+    _check_overrides(arguments)
+    try:
+        rest = values(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        valid = [*command.flags, "help"]
+        raise ConfigError(
+            f"unknown flag of {name}.{nearest(error.flagname, valid)} Expected --{', --'.join(valid)}. Received: --{error.flagname}"
+        ) from None
+    except flags.Error as error:
+        raise ConfigError(f"{name}: {' '.join(str(error).split())}") from None
+    except FileNotFoundError as error:
+        raise ConfigError(f"the configuration file does not exist. Received: --config={error.filename}") from None
+    except SyntaxError as error:
+        raise ConfigError(f"the configuration file is not Python: {error.msg} ({error.filename}, line {error.lineno})") from None
+    except (AttributeError, KeyError, TypeError, ValueError, ImportError, OSError) as error:
+        # What a configuration file, or an override that its fields do not take, can raise while it is read.
+        raise ConfigError(f"the configuration cannot be read: {type(error).__name__}: {' '.join(str(error).split())}") from None
+    if rest:
+        raise ConfigError(f"{name} takes flags only. Received: {rest[0]!r}")
+    if not values.help:
+        for required in command.required:
+            if values[required].value in (None, ""):
+                raise ConfigError(f"{name} needs --{required}: {_flag_help(required)}. Received: no --{required}")
+    return values
+
+
+def _check_overrides(arguments):
+    """Names the nearest field for `--config.a.b=…` that no configuration has."""
+    for argument in arguments:
+        flag = argument.lstrip("-").partition("=")[0]
+        if not argument.startswith("-") or not flag.startswith("config."):
+            continue
+        known, path = Config().to_dict(), "config"
+        for part in flag.split(".")[1:]:
+            if not isinstance(known, dict) or part not in known:
+                names = known if isinstance(known, dict) else ()
+                raise ConfigError(
+                    f"unknown field {path}.{part}.{nearest(part, names)} Expected one of {', '.join(names)}. Received: {argument}"
+                )
+            known, path = known[part], f"{path}.{part}"
+
+
+def _flag_help(name):
+    return "a configuration file, e.g. configs/quickstart.py" if name == "config" else _DEFINITIONS[name][2]
+
+
+def _config(values):
+    return Config.from_dict(values.config.to_dict())
+
+
+def _run(values):
+    config = _config(values)
+    if values.dry_run:
+        commands.dry_run(config)
+    else:
+        commands.run(config, RunDir(values.workdir), values.overwrite)
+
+
+def _search(values):
+    commands.search(_config(values), RunDir(values.workdir), values.overwrite)
+
+
+def _derive(values):
+    commands.derive_genotype(RunDir(values.workdir, create=False), values.rule, values.seed, values.budget_macs, values.overwrite)
+
+
+def _train(values):
+    commands.train(_config(values), RunDir(values.workdir), values.genotype, values.overwrite)
+
+
+def _evaluate(values):
+    commands.evaluate(RunDir(values.workdir, create=False), values.split, values.overwrite)
+
+
+def _export(values):
+    commands.export(
+        RunDir(values.workdir, create=False),
+        values.formats,
+        values.budget_macs,
+        values.preprocessing,
+        values.onnx_layout,
+        values.overwrite,
+    )
+
+
+def _profile(values):
+    commands.profile(
+        values.genotype.split(","),
+        values.network,
+        values.channels,
+        values.cells,
+        values.classes,
+        values.resolution,
+        600e6 if values.budget_macs is None else values.budget_macs,
+        values.json,
+    )
+
+
+COMMANDS = {
+    "run": Command(
+        "search, derive, train, evaluate, export, report", ("config", "workdir", "dry_run", "overwrite"), ("config", "workdir"), _run
+    ),
+    "search": Command("search for an architecture", ("config", "workdir", "overwrite"), ("config", "workdir"), _search),
+    "derive": Command(
+        "make a genotype of a search's posterior", ("workdir", "rule", "seed", "budget_macs", "overwrite"), ("workdir",), _derive
+    ),
+    "train": Command("train a genotype", ("config", "workdir", "genotype", "overwrite"), ("config", "workdir"), _train),
+    "evaluate": Command("measure the trained network", ("workdir", "split", "overwrite"), ("workdir",), _evaluate),
+    "profile": Command(
+        "price genotypes",
+        ("genotype", "network", "channels", "cells", "classes", "resolution", "budget_macs", "json"),
+        ("genotype", "network"),
+        _profile,
+    ),
+    "export": Command(
+        "write and check SavedModel, ONNX and TFLite",
+        ("workdir", "formats", "budget_macs", "preprocessing", "onnx_layout", "overwrite"),
+        ("workdir",),
+        _export,
+    ),
+    "verify": Command("check exported artifacts again", ("manifest",), ("manifest",), lambda values: commands.verify(values.manifest)),
+    "report": Command(
+        "write report.html", ("workdir",), ("workdir",), lambda values: commands.report(RunDir(values.workdir, create=False))
+    ),
+}
+
+
+def _usage():
+    lines = [f"usage: python -m {_PROGRAM} COMMAND [--flag=value …]; COMMAND --help lists its flags", ""]
+    return "\n".join([*lines, *(f"  {name:9} {command.help}" for name, command in COMMANDS.items())])
+
+
+def _command_usage(name, command):
+    lines = [f"usage: python -m {_PROGRAM} {name} [--flag=value …]", f"{command.help}", ""]
+    for flag in command.flags:
+        lines.append(f"  --{flag:14} {_flag_help(flag)}{' (required)' if flag in command.required else ''}")
+    if "config" in command.flags:
+        lines.append("  --config.A.B=X   overrides field B of section A of the configuration")
+    return "\n".join(lines)
+
+
+def main(argv):
+    """Runs one command; `argv` as `sys.argv`. Returns the exit code."""
+    name, arguments = (argv[1] if len(argv) > 1 else None), argv[2:]
+    if name in ("--help", "-h", "help"):
+        print(_usage())
+        return 0
+    try:
+        if name not in COMMANDS:
+            raise ConfigError(f"unknown command.{nearest(name, COMMANDS)} Expected one of {', '.join(COMMANDS)}. Received: {name!r}")
+        values = _parse(name, COMMANDS[name], arguments)
+        if values.help:
+            print(_command_usage(name, COMMANDS[name]))
+        else:
+            COMMANDS[name].run(values)
+    except (UserError, NonFiniteError, Interrupted) as error:
+        print(f"{_PROGRAM}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"{_PROGRAM}: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; Python would complain again while closing standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def console_main():
+    """Entry point of the `sivdnas` script."""
+    sys.exit(main(sys.argv))
+
+
+if __name__ == "__main__":
+    console_main()

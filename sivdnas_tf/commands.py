@@ -1,0 +1,233 @@
+"""What each command does, as functions of a configuration, a run directory and plain values; `__main__` parses their arguments.
+
+TensorFlow is imported inside the functions that need it: `profile`, `derive` and every refusal of wrong input start without.
+"""
+
+import functools
+import json
+
+from sivdnas_tf.config import Config, replace
+from sivdnas_tf.derive import derive, full_genotype
+from sivdnas_tf.errors import RunDirError
+from sivdnas_tf.profiling import costs
+from sivdnas_tf.quiet import import_tensorflow
+from sivdnas_tf.run_dir import read_json, write_json
+from sivdnas_tf.zoo import registry
+
+# A stage and those that are made from its result.
+_DOWNSTREAM = {"search": ("search", "train"), "train": ("train",)}
+
+
+def run(config, run_dir, overwrite=False, say=print):
+    """search -> derive -> train -> evaluate -> export -> report; returns nothing, prints the artifacts and the accuracy last."""
+    search(config, run_dir, overwrite, say)
+    derive_genotype(run_dir, overwrite=overwrite, say=say)
+    train(config, run_dir, overwrite=overwrite, say=say)
+    result = evaluate(run_dir, overwrite=overwrite, say=say)
+    export(run_dir, overwrite=overwrite, say=say)
+    report(run_dir, say)
+    say(_evaluation_line(result))
+
+
+def search(config, run_dir, overwrite=False, say=print):
+    """Searches (images to search/posterior.npz)."""
+    _write_config(config, run_dir, "search", overwrite)
+    import_tensorflow()
+    from sivdnas_tf.training.search import run_search
+
+    run_search(config, _datasets(config), run_dir, overwrite, say)
+
+
+def derive_genotype(run_dir, rule=None, seed=None, budget_macs=None, overwrite=False, say=print):
+    """Derives genotype.json and derive.json from the posterior; None takes the configuration's value."""
+    run_dir.require("search")
+    config = read_config(run_dir)
+    changed = {key: value for key, value in (("rule", rule), ("seed", seed)) if value is not None}
+    config = replace(config, derive=changed, budget={} if budget_macs is None else {"macs": budget_macs})
+    values = config.to_dict()
+    settings = {"derive": values["derive"], "budget": values["budget"], "posterior_sha256": run_dir.sha256("search/posterior.npz")}
+    # Derived before anything is written or removed: a posterior that is over budget leaves the directory as it was.
+    derivation = derive(run_dir.read_posterior(), rule=config.derive.rule, seed=config.derive.seed, budget=config.budget)
+    if run_dir.begin("derive", settings, overwrite).done:
+        say(f"derive: done already ({run_dir.file('genotype.json')})")
+        return
+    write_json(run_dir.file("derive.json"), derivation.details)
+    run_dir.write_genotype(derivation.genotype)
+    for line in _derivation_lines(derivation, config.budget):
+        say(line)
+
+
+def _derivation_lines(derivation, budget):
+    details = derivation.details
+    for cell_type, cell in details["cells"].items():
+        edges = derivation.genotype.cell(cell_type).edges
+        shown = ", ".join(f"{edge.predecessor}->{edge.node} {edge.operation}" for edge in edges)
+        of = len(details["edges"]) * len(details["primitives"])
+        yield f"derive: {cell_type} cell keeps {len(edges)} of {of} operations on {cell['n_edges']} of {len(details['edges'])} edges: {shown}"
+    cost = costs.Cost(**details["cost"])
+    yield (
+        f"derive: {costs.cost_in(cost, budget.convention):,} of {budget.macs:,.15g} {budget.convention}, {cost.params:,} params deployed "
+        f"({budget.network}, {budget.channels} channels, {budget.cells} cells, {budget.resolution}x{budget.resolution})"
+    )
+    if details["warning"]:
+        yield f"derive: warning: {details['warning']}"
+
+
+def train(config, run_dir, genotype=None, overwrite=False, say=print):
+    """Trains the run's genotype, or the given zoo name or file, which then becomes the run's."""
+    given = None if genotype is None else registry.resolve(genotype)
+    if given is None:
+        run_dir.require("derive")
+        given = run_dir.read_genotype()
+    elif run_dir.is_done("derive") and run_dir.read_genotype().sha256 != given.sha256:
+        raise RunDirError(
+            f"{run_dir.file('genotype.json')} is another genotype than --genotype. Expected another --workdir. Received: {genotype!r}"
+        )
+    costs.check_budget(given, config.budget)
+    _write_config(config, run_dir, "train", overwrite)
+    if not run_dir.is_done("derive"):
+        run_dir.write_genotype(given)
+    import_tensorflow()
+    from sivdnas_tf.training.train import run_train
+
+    run_train(config, given, _datasets(config), run_dir, overwrite, say)
+
+
+def evaluate(run_dir, split="test", overwrite=False, say=print):
+    """Measures the trained network on a split; returns the content of evaluation.json."""
+    run_dir.require("train")
+    config, genotype = read_config(run_dir), run_dir.read_genotype()
+    import_tensorflow()
+    from sivdnas_tf.training.evaluate import run_evaluate
+    from sivdnas_tf.training.train import load_trained
+
+    datasets = _datasets(config)
+    settings = {"weights_sha256": run_dir.sha256("train/weights.weights.h5")}
+    model = load_trained(config, genotype, datasets, run_dir)
+    result = run_evaluate(model, datasets, run_dir, settings, split, overwrite, say)
+    say(_evaluation_line(result))
+    return result
+
+
+def _evaluation_line(result):
+    top5 = "" if result["top5"] is None else f"  top-5 {result['top5']:.4f}"
+    return f"evaluate: {result['split']} split, {result['images']} images: top-1 {result['top1']:.4f}{top5}  loss {result['loss']:.4f}"
+
+
+def export(run_dir, formats=None, budget_macs=None, preprocessing=None, onnx_layout=None, overwrite=False, say=print):
+    """Writes and checks the deployable artifacts; None takes the configuration's value."""
+    run_dir.require("train")
+    given = {"formats": formats, "preprocessing": preprocessing, "onnx_layout": onnx_layout}
+    config = replace(
+        read_config(run_dir),
+        export={key: value for key, value in given.items() if value is not None},
+        budget={} if budget_macs is None else {"macs": budget_macs},
+    )
+    import_tensorflow()
+    from export.pipeline import artifact_lines, run_export
+
+    manifest = run_export(config, run_dir.read_genotype(), _datasets(config), run_dir, overwrite, say)
+    for line in artifact_lines(manifest):
+        say(line)
+
+
+def verify(manifest, say=print):
+    """Runs every artifact of a manifest again and compares it with the stored outputs of the Keras model."""
+    import_tensorflow()
+    from export.verify import verify_manifest
+
+    verify_manifest(manifest, say)
+
+
+def report(run_dir, say=print):
+    """Writes report.html."""
+    from sivdnas_tf.report.page import write_report
+
+    say(f"report: {write_report(run_dir)}")
+
+
+def profile(genotypes, network, channels, cells, classes, resolution, budget_macs, as_json, say=print):
+    """Prices genotypes by closed formulas and prints a table, or one JSON object a line; None takes the network's usual size."""
+    usual = {"cifar": (36, 20, 10, 32), "imagenet": (48, 14, 1000, 224)}[network]
+    given = (channels, cells, classes, resolution)
+    size = {
+        name: default if value is None else value
+        for name, default, value in zip(("channels", "cells", "classes", "resolution"), usual, given, strict=True)
+    }
+    rows = []
+    for name in genotypes:
+        genotype = registry.resolve(name)
+        cost = costs.network_cost(genotype, network=network, **size)
+        rows.append(
+            {
+                "name": genotype.name,
+                "network": network,
+                **size,
+                "params": cost.params,
+                "macs": cost.macs,
+                "macs_ptflops": cost.macs_ptflops,
+                "within_budget": cost.macs <= budget_macs,
+            }
+        )
+    for line in (json.dumps(row) for row in rows) if as_json else _profile_lines(rows, budget_macs):
+        say(line)
+
+
+def _profile_lines(rows, budget_macs):
+    width = max(len("genotype"), *(len(row["name"]) for row in rows))
+    first = rows[0]
+    yield (
+        f"{first['network']} network, {first['channels']} channels, {first['cells']} cells, {first['classes']} classes, "
+        f"{first['resolution']}x{first['resolution']}; budget {budget_macs:,.15g} macs"
+    )
+    yield f"{'genotype':{width}}  {'params':>12}  {'macs':>14}  {'macs_ptflops':>14}  within budget"
+    for row in rows:
+        within = "yes" if row["within_budget"] else "no"
+        yield f"{row['name']:{width}}  {row['params']:>12,}  {row['macs']:>14,}  {row['macs_ptflops']:>14,}  {within}"
+
+
+def dry_run(config, say=print):
+    """Says what `run` would do and cost, reading the images but writing nothing."""
+    import_tensorflow()
+    from sivdnas_tf.data.datasets import steps_per_epoch
+    from sivdnas_tf.training.search import build_supernet
+
+    datasets = _datasets(config)
+    splits = (datasets.weights, datasets.architecture, datasets.holdout, datasets.test)
+    say(f"data: {datasets.name}, {'x'.join(map(str, datasets.image_shape))}, {len(datasets.class_names)} classes")
+    say("splits: " + ", ".join(f"{split.name} {len(split)}" for split in splits))
+    steps = steps_per_epoch(datasets.weights, config.search.batch_size)
+    supernet = build_supernet(config, datasets.image_shape, len(datasets.class_names), steps)
+    say(
+        f"search: {config.search.epochs} epochs of {steps} steps of 2 x {config.search.batch_size} images, {supernet.count_params():,} params"
+    )
+    steps = steps_per_epoch(datasets.train, config.train.batch_size)
+    say(f"train: {config.train.epochs} epochs of {steps} steps of {config.train.batch_size} images")
+    dense = costs.cost_in(costs.deployed_cost(full_genotype(config.search.search_space), config.budget), config.budget.convention)
+    say(f"deployed network: {dense:,} {config.budget.convention} with every operation kept; budget {config.budget.macs:,.15g}")
+
+
+def read_config(run_dir):
+    """The configuration in the run directory."""
+    return Config.from_dict(read_json(run_dir.file("config.json")))
+
+
+def _write_config(config, run_dir, stage, overwrite):
+    """Writes config.json, unless what is there already was made with other settings of a stage that is not about to be redone."""
+    redone = _DOWNSTREAM[stage] if overwrite else ()
+    for other in ("search", "train"):
+        if other not in redone:
+            run_dir.check_consistent(other, config.stage_settings(other))
+    write_json(run_dir.file("config.json"), config.to_dict())
+
+
+@functools.lru_cache(maxsize=1)
+def _datasets_of(data_config, seed):
+    from sivdnas_tf.data.datasets import load_datasets
+
+    return load_datasets(data_config, seed)
+
+
+def _datasets(config):
+    # `run` calls one stage after the other on the same images.
+    return _datasets_of(config.data, config.seed)
