@@ -79,9 +79,11 @@ def _parse(name, command, arguments):
     """Parses; raises `ConfigError`, one line, for whatever absl or ml_collections refuse."""
     argv = [f"{_PROGRAM} {name}", *arguments]
     values = _define(command, argv)
-    _check_overrides(arguments)
+    _check_config_arguments(arguments)
     try:
         rest = values(argv)[1:]
+        if "config" in command.flags and values.config is not None:
+            values.config.to_dict()  # ml_collections raises here what went wrong while it loaded the file
     except flags.UnrecognizedFlagError as error:
         valid = [*command.flags, "help"]
         raise ConfigError(
@@ -89,8 +91,6 @@ def _parse(name, command, arguments):
         ) from None
     except flags.Error as error:
         raise ConfigError(f"{name}: {' '.join(str(error).split())}") from None
-    except FileNotFoundError as error:
-        raise ConfigError(f"the configuration file does not exist. Received: --config={error.filename}") from None
     except SyntaxError as error:
         raise ConfigError(f"the configuration file is not Python: {error.msg} ({error.filename}, line {error.lineno})") from None
     except (AttributeError, KeyError, TypeError, ValueError, ImportError, OSError) as error:
@@ -105,10 +105,14 @@ def _parse(name, command, arguments):
     return values
 
 
-def _check_overrides(arguments):
-    """Names the nearest field for `--config.a.b=…` that no configuration has."""
-    for argument in arguments:
-        flag = argument.lstrip("-").partition("=")[0]
+def _check_config_arguments(arguments):
+    """Refuses a configuration file that is not there, and names the nearest field for a `--config.a.b=…` that no configuration has."""
+    for number, argument in enumerate(arguments):
+        flag, equals, value = argument.lstrip("-").partition("=")
+        if argument.startswith("-") and flag == "config":
+            path = (value if equals else "".join(arguments[number + 1 : number + 2])).partition(":")[0]
+            if not os.path.isfile(path):
+                raise ConfigError(f"the configuration file does not exist. Expected a Python file with get_config(). Received: {path!r}")
         if not argument.startswith("-") or not flag.startswith("config."):
             continue
         known, path = Config().to_dict(), "config"

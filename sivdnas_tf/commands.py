@@ -62,8 +62,11 @@ def _derivation_lines(derivation, budget):
     for cell_type, cell in details["cells"].items():
         edges = derivation.genotype.cell(cell_type).edges
         shown = ", ".join(f"{edge.predecessor}->{edge.node} {edge.operation}" for edge in edges)
-        of = len(details["edges"]) * len(details["primitives"])
-        yield f"derive: {cell_type} cell keeps {len(edges)} of {of} operations on {cell['n_edges']} of {len(details['edges'])} edges: {shown}"
+        n_edges = len(details["edges"])
+        yield (
+            f"derive: {cell_type} cell keeps {len(edges)} of {n_edges * len(details['primitives'])} operations on {cell['n_edges']} of "
+            f"{n_edges} edges: {shown}"
+        )
     cost = costs.Cost(**details["cost"])
     yield (
         f"derive: {costs.cost_in(cost, budget.convention):,} of {budget.macs:,.15g} {budget.convention}, {cost.params:,} params deployed "

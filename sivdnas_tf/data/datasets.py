@@ -380,7 +380,7 @@ def _feature_keys(info, name):
         if not chosen or (len(chosen) > 1 and chosen is fitting):
             raise DataError(
                 f"TFDS dataset {name!r} must have one {kind} feature (or say which by supervised_keys or by the name "
-                f"{kind.split()[-1]!r}). Received: {len(fitting)} such among the features {', '.join(features) or info.features}"
+                f"{kind.split()[-1]!r}). Received: {len(fitting)} such among the features {', '.join(sorted(features)) or info.features}"
             )
         keys.append(chosen[0])
     return keys

@@ -502,12 +502,12 @@ def test_tfds_images_of_different_sizes_need_a_resolution(tmp_path):
 
 
 def test_tfds_images_that_are_not_square_need_a_resolution(tmp_path):
-    images = list(np.random.default_rng(0).integers(0, 256, (90, 4, 6, 1)).astype(np.uint8))
+    images = list(np.random.default_rng(0).integers(0, 256, (90, 4, 6, 3)).astype(np.uint8))
     config = store(tmp_path, {"train": labelled(images)})
 
-    with pytest.raises(DataError, match=r"^the images of 'tiny' must be square .* Received: uint8 \[90, 4, 6, 1\]$"):
+    with pytest.raises(DataError, match=r"^the images of 'tiny' must be square .* Received: uint8 \[90, 4, 6, 3\]$"):
         load_datasets(config, seed=0)
-    assert load_datasets(dataclasses.replace(config, resolution=5), seed=0).image_shape == (5, 5, 1)
+    assert load_datasets(dataclasses.replace(config, resolution=5), seed=0).image_shape == (5, 5, 3)
 
 
 def test_tfds_other_features_are_ignored(tmp_path):
