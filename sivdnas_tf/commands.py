@@ -201,9 +201,8 @@ def dry_run(config, say=print):
     say("splits: " + ", ".join(f"{split.name} {len(split)}" for split in splits))
     steps = steps_per_epoch(datasets.weights, config.search.batch_size)
     supernet = build_supernet(config, datasets.image_shape, len(datasets.class_names), steps)
-    say(
-        f"search: {config.search.epochs} epochs of {steps} steps of 2 x {config.search.batch_size} images, {supernet.count_params():,} params"
-    )
+    size = f"{config.search.epochs} epochs of {steps} steps of 2 x {config.search.batch_size} images"
+    say(f"search: {size}, {supernet.count_params():,} params")
     steps = steps_per_epoch(datasets.train, config.train.batch_size)
     say(f"train: {config.train.epochs} epochs of {steps} steps of {config.train.batch_size} images")
     dense = costs.cost_in(costs.deployed_cost(full_genotype(config.search.search_space), config.budget), config.budget.convention)

@@ -198,11 +198,26 @@ def test_overwrite_removes_what_the_stage_owns_and_nothing_else(run_dir):
     assert run_dir.is_done("derive") is False
 
 
-def test_files_without_a_record_are_not_the_stages_work(run_dir):
+def test_files_without_a_record_are_refused_and_kept(run_dir):
     finish(run_dir)
+    with pytest.raises(RunDirError, match="was not made by search"):
+        run_dir.begin("search", SETTINGS)
     assert run_dir.is_done("search")
-    assert run_dir.begin("search", SETTINGS).done is False
+    assert not run_dir.begin("search", SETTINGS, overwrite=True).started
     assert not run_dir.is_done("search")
+
+
+def test_check_consistent_compares_only_the_given_fields(run_dir):
+    run_dir.check_consistent("train", {"seed": 1})  # no record: nothing to contradict
+    run_dir.begin("train", {"seed": 1, "genotype_sha256": "abc"})
+    run_dir.check_consistent("train", {"seed": 1})
+    with pytest.raises(RunDirError, match="seed=1, now 2"):
+        run_dir.check_consistent("train", {"seed": 2})
+
+
+def test_sha256_is_of_the_files_bytes(run_dir):
+    run_dir.file("a").write_bytes(b"abc")
+    assert run_dir.sha256("a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
 def test_a_damaged_record_is_named_and_overwrite_replaces_it(run_dir):
