@@ -59,7 +59,7 @@ class EdgeKind:
         ]
         for template in self.templates:
             template.build((None, None, None, channels))
-        self.apply = tf.function(self._apply, experimental_attributes={"_noinline": True})
+        self.apply = tf.function(self._apply, autograph=False, experimental_attributes={"_noinline": True})
 
     def _apply(self, accumulator, inputs, samples, gates, weights):
         """accumulator + sum over primitives of samples[p] * operation_p(inputs), computing only those whose gate is on.

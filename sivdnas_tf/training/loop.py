@@ -156,7 +156,7 @@ class Loop:
         if self._compiled_from != step_function:
             strategy = self.strategy
 
-            @tf.function(jit_compile=False)
+            @tf.function(autograph=False, jit_compile=False)
             def distributed_step(batch):
                 logs = strategy.run(step_function, args=(batch,))
                 return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None) for name, value in logs.items()}
