@@ -64,9 +64,10 @@ def check_agreement(name, result, max_abs_diff, min_top1_agreement):
     """Raises `AgreementError` where a result of `compare` is outside the limits; a difference that is not finite always is."""
     difference = result["max_abs_diff"]
     if difference is None or difference > max_abs_diff or result["top1_agreement"] < min_top1_agreement:
+        shown = "not finite" if difference is None else f"{difference:.3g}"
         raise AgreementError(
             f"{name} does not agree with the Keras model. Expected logits within {max_abs_diff:g} and the same class on at least "
-            f"{min_top1_agreement:.2%} of the images. Received: max_abs_diff={'not finite' if difference is None else f'{difference:.3g}'}, "
+            f"{min_top1_agreement:.2%} of the images. Received: max_abs_diff={shown}, "
             f"top1_agreement={result['top1_agreement']:.4f}"
         )
 

@@ -10,7 +10,7 @@ import os
 import sys
 import typing
 
-from absl import flags
+from absl import flags, logging
 
 from sivdnas_tf import commands
 from sivdnas_tf.config import Config
@@ -19,6 +19,20 @@ from sivdnas_tf.run_dir import RunDir
 from sivdnas_tf.search_space import NETWORKS
 
 _PROGRAM = "sivdnas_tf"
+
+# What a configuration file, or an override that its fields do not take, can raise while it is read: the file is any Python.
+_CONFIG_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,22 +94,25 @@ def _parse(name, command, arguments):
     argv = [f"{_PROGRAM} {name}", *arguments]
     values = _define(command, argv)
     _check_config_arguments(arguments)
+    logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is refused here with an error
+    sys.modules.pop("config_config", None)  # ml_collections runs the file in this module, over what the file before left there
     try:
         rest = values(argv)[1:]
-        if "config" in command.flags and values.config is not None:
-            values.config.to_dict()  # ml_collections raises here what went wrong while it loaded the file
+        if "config" in command.flags and values["config"].present:
+            _check_config(values.config)
+    except ConfigError:
+        raise
     except flags.UnrecognizedFlagError as error:
         valid = [*command.flags, "help"]
         raise ConfigError(
             f"unknown flag of {name}.{nearest(error.flagname, valid)} Expected --{', --'.join(valid)}. Received: --{error.flagname}"
         ) from None
     except flags.Error as error:
-        raise ConfigError(f"{name}: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{name}: {_one_line(error)}") from None
     except SyntaxError as error:
         raise ConfigError(f"the configuration file is not Python: {error.msg} ({error.filename}, line {error.lineno})") from None
-    except (AttributeError, KeyError, TypeError, ValueError, ImportError, OSError) as error:
-        # What a configuration file, or an override that its fields do not take, can raise while it is read.
-        raise ConfigError(f"the configuration cannot be read: {type(error).__name__}: {' '.join(str(error).split())}") from None
+    except _CONFIG_ERRORS as error:
+        raise ConfigError(f"the configuration cannot be read: {type(error).__name__}: {_one_line(error)}") from None
     if rest:
         raise ConfigError(f"{name} takes flags only. Received: {rest[0]!r}")
     if not values.help:
@@ -103,6 +120,22 @@ def _parse(name, command, arguments):
             if values[required].value in (None, ""):
                 raise ConfigError(f"{name} needs --{required}: {_flag_help(required)}. Received: no --{required}")
     return values
+
+
+def _check_config(config):
+    """Refuses what a file's get_config() returned unless it is a `ConfigDict`."""
+    if not isinstance(config, importlib.import_module("ml_collections").ConfigDict):
+        getattr(config, "lock", None)  # ml_collections raises here what went wrong while it read the file
+        raise ConfigError(f"get_config() must return an ml_collections.ConfigDict. Received: {' '.join(repr(config).split())[:200]}")
+
+
+def _one_line(error):
+    """An error's message in one line, without the traceback that ml_collections puts into it."""
+    lines = str(error).splitlines()
+    if "Traceback (most recent call last):" in lines:
+        last_frame = max(number for number, line in enumerate(lines) if line.startswith("  "))
+        lines = [lines[0], *lines[last_frame + 1 :]]
+    return " ".join(" ".join(lines).split())
 
 
 def _check_config_arguments(arguments):
@@ -117,10 +150,11 @@ def _check_config_arguments(arguments):
             continue
         known, path = Config().to_dict(), "config"
         for part in flag.split(".")[1:]:
-            if not isinstance(known, dict) or part not in known:
-                names = known if isinstance(known, dict) else ()
+            if not isinstance(known, dict):
+                raise ConfigError(f"{path} is one value and has no fields. Received: {argument}")
+            if part not in known:
                 raise ConfigError(
-                    f"unknown field {path}.{part}.{nearest(part, names)} Expected one of {', '.join(names)}. Received: {argument}"
+                    f"unknown field {path}.{part}.{nearest(part, known)} Expected one of {', '.join(known)}. Received: {argument}"
                 )
             known, path = known[part], f"{path}.{part}"
 

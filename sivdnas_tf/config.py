@@ -226,16 +226,11 @@ class Config:
             )
 
     def to_dict(self):
-        """Nested dicts of JSON types (tuples as lists)."""
-        return {
-            key: {name: list(item) if isinstance(item, tuple) else item for name, item in value.items()}
-            if isinstance(value, dict)
-            else value
-            for key, value in dataclasses.asdict(self).items()
-        }
+        """Nested dicts of plain values; a tuple stays one, so that a ConfigDict made of this lets the command line override it."""
+        return dataclasses.asdict(self)
 
     def stage_settings(self, stage):
-        """The fields that the result of stage "search" or "train" depends on, as JSON types: the run directory's record of it."""
+        """The fields that the result of stage "search" or "train" depends on: the run directory's record of it."""
         values = self.to_dict()
         return {key: values[key] for key in ("seed", "deterministic", "data", stage)}
 

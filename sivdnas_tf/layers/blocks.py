@@ -271,6 +271,8 @@ class Pool(Chain):
 
     def __init__(self, kind, stride=1, normalization=None, **kwargs):
         super().__init__(**kwargs)
+        if kind not in ("max", "average"):
+            raise ValueError(f"kind of pool must be 'max' or 'average'. Received: {kind!r}")
         self.kind, self.stride, self.normalization = kind, stride, normalization
 
     def make_steps(self, input_shape):
@@ -312,8 +314,9 @@ class FactorizedReduce(keras.layers.Layer):
         self.conv_1 = conv(self.channels // 2, (1, 1), input_shape[-1], name="conv_1")
         self.conv_2 = conv(self.channels // 2, (1, 1), input_shape[-1], name="conv_2")
         self.norm = make_normalization(self.normalization, "norm", affine=self.normalization != "batch_statistics")
-        self.conv_1.build(input_shape)
-        self.conv_2.build(input_shape)
+        # Those without weights too: under a strategy, `fit` calls a model that has an unbuilt layer on what it takes for the images.
+        for layer in (self.relu, self.even, self.shift, self.conv_1, self.conv_2):
+            layer.build(input_shape)
         self.norm.build(self.compute_output_shape(input_shape))
 
     def call(self, inputs, training=None):
@@ -344,6 +347,11 @@ class Zero(keras.layers.Layer):
     def call(self, inputs):
         """Maps `[batch, n, n, channels]` to zeros `[batch, ceil(n / stride), …, channels]`."""
         return keras.ops.zeros_like(inputs[:, :: self.stride, :: self.stride, :])
+
+    def compute_output_shape(self, input_shape):
+        """Height and width divided by the stride, rounded up."""
+        strided = [None if size is None else -(-size // self.stride) for size in input_shape[1:3]]
+        return (input_shape[0], *strided, input_shape[3])
 
     def get_config(self):
         """Arguments of the constructor."""

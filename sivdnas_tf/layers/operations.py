@@ -4,6 +4,7 @@ import functools
 
 import keras
 
+from sivdnas_tf.errors import ConfigError, GenotypeError, nearest
 from sivdnas_tf.layers import blocks
 from sivdnas_tf.search_space import EVALUATION_OPERATIONS
 
@@ -56,7 +57,17 @@ def candidate_operation(primitive, *, channels, stride, normalization="batch", p
       normalization: one of `blocks.NORMALIZATIONS`, for what has convolutions.
       pool_normalization: the same for pools; None, as the reference evaluates, for none.
       name: of the layer.
+
+    Raises:
+      GenotypeError: for an unknown primitive.
+      ConfigError: for another stride.
     """
+    if primitive not in _BUILDERS:
+        raise GenotypeError(
+            f"unknown operation.{nearest(primitive, _BUILDERS)} Expected one of {', '.join(_BUILDERS)}. Received: {primitive!r}"
+        )
+    if stride not in (1, 2):
+        raise ConfigError(f"an operation has stride 1 or 2. Received: stride={stride}")
     return _BUILDERS[primitive](
         channels=channels, stride=stride, normalization=normalization, pool_normalization=pool_normalization, name=name
     )

@@ -19,8 +19,8 @@ import tqdm
 
 from sivdnas_tf.errors import Interrupted, NonFiniteError
 
-# What TensorFlow raises for a checkpoint whose files are truncated, damaged or gone.
-_UNREADABLE = (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError, tf.errors.InvalidArgumentError)
+# What TensorFlow raises for a checkpoint whose files are damaged or gone, and for a truncated one.
+_UNREADABLE = (tf.errors.OpError, IndexError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +76,8 @@ class Loop:
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False, name="loop_step")
         self._sums = tf.Variable(tf.zeros([len(plan.metric_names) + 2], tf.float64), trainable=False, name="loop_sums")
         self._checkpoint = tf.train.Checkpoint(step=self._step, sums=self._sums, **plan.state)
+        # Exists before a restore: made at the first save, it would be read then, from a checkpoint that may have been passed over.
+        self._checkpoint.save_counter.assign(0)
         self._manager = tf.train.CheckpointManager(
             self._checkpoint, str(run_dir.file(f"{plan.stage}/checkpoints")), max_to_keep=checkpoint_config.keep
         )
@@ -99,7 +101,7 @@ class Loop:
                 records.append(record)
                 self.run_dir.write_metrics(self.plan.stage, records)
                 last = epoch + 1 == self.plan.epochs
-                if last or (epoch + 1) % self.config.every_epochs == 0:
+                if last or received or (epoch + 1) % self.config.every_epochs == 0:
                     self._save()
                 self._stop_if(received)
         writer.close()
@@ -110,16 +112,17 @@ class Loop:
         for path in reversed(self._manager.checkpoints):
             try:
                 self._checkpoint.restore(path).assert_existing_objects_matched()
-            except (tf.errors.DataLossError, tf.errors.OutOfRangeError, tf.errors.NotFoundError, tf.errors.InvalidArgumentError) as error:
-                self.say(
-                    f"{self.plan.stage}: checkpoint {path} cannot be read ({error.message.splitlines()[0][:200]}); trying an older one"
-                )
+            except _UNREADABLE as error:
+                reason = str(error).splitlines()[0][:200]
+                self.say(f"{self.plan.stage}: checkpoint {path} cannot be read ({reason}); trying an older one")
                 continue
             step = int(self._step.numpy())
             self.say(
                 f"{self.plan.stage}: resuming at step {step}, epoch {step // self.plan.steps_per_epoch + 1} of {self.plan.epochs} ({path})"
             )
             return
+        if self._manager.checkpoints:
+            self.say(f"{self.plan.stage}: no checkpoint can be read; starting again from the first step")
 
     def _save(self):
         self._manager.save(checkpoint_number=int(self._step.numpy()))

@@ -1,0 +1,314 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sivdnas_tf.layers import blocks
+
+# References in NumPy, float64, from the definitions of EVALUATION_NETWORK.md, with PyTorch's padding: `pad` pixels on both sides.
+
+
+def windows(x, kernel, stride, pad, dilation=1, fill=0.0):
+    """The values under each kernel element: [kernel_h * kernel_w, batch, out_h, out_w, channels]; `kernel`, `stride`, `pad` are pairs."""
+    padded = np.pad(x, ((0, 0), (pad[0],) * 2, (pad[1],) * 2, (0, 0)), constant_values=fill)
+    out = [(padded.shape[1 + axis] - dilation * (kernel[axis] - 1) - 1) // stride[axis] + 1 for axis in (0, 1)]
+    taken = []
+    for row in range(kernel[0]):
+        for column in range(kernel[1]):
+            top, left = row * dilation, column * dilation
+            rows, columns = (
+                slice(top, top + stride[0] * (out[0] - 1) + 1, stride[0]),
+                slice(left, left + stride[1] * (out[1] - 1) + 1, stride[1]),
+            )
+            taken.append(padded[:, rows, columns, :])
+    return np.stack(taken)
+
+
+def conv(x, weights, stride=(1, 1), pad=(0, 0)):
+    kernel = weights.reshape(-1, *weights.shape[2:])
+    return np.einsum("kbhwi,kio->bhwo", windows(x, weights.shape[:2], stride, pad), kernel)
+
+
+def depthwise(x, weights, stride, pad, dilation=1):
+    return np.einsum("kbhwi,ki->bhwi", windows(x, weights.shape[:2], (stride,) * 2, (pad,) * 2, dilation), weights.reshape(-1, x.shape[-1]))
+
+
+def relu(x):
+    return np.maximum(x, 0.0)
+
+
+def norm(x, variables, name="norm"):
+    gamma, beta, mean, variance = (variables[f"{name}/{part}"] for part in ("gamma", "beta", "moving_mean", "moving_variance"))
+    return (x - mean) / np.sqrt(variance + 1e-5) * gamma + beta
+
+
+def relu_conv_bn(x, v):
+    return norm(conv(relu(x), v["conv/kernel"]), v)
+
+
+def sep_conv(x, v, kernel, stride):
+    for number, each in ((1, stride), (2, 1)):
+        x = depthwise(relu(x), v[f"depthwise_{number}/kernel"], each, kernel // 2)
+        x = norm(conv(x, v[f"pointwise_{number}/kernel"]), v, f"norm_{number}")
+    return x
+
+
+def dil_conv(x, v, kernel, stride):
+    x = depthwise(relu(x), v["depthwise/kernel"], stride, kernel - 1, dilation=2)  # 2 pixels for 3x3, 4 for 5x5
+    return norm(conv(x, v["pointwise/kernel"]), v)
+
+
+def conv_pair(x, v, kernel, stride):
+    x = conv(relu(x), v["conv_row/kernel"], (1, stride), (0, kernel // 2))
+    return norm(conv(x, v["conv_column/kernel"], (stride, 1), (kernel // 2, 0)), v)
+
+
+def max_pool(x, stride):
+    return windows(x, (3, 3), (stride, stride), (1, 1), fill=-np.inf).max(axis=0)
+
+
+def average_pool(x, stride):
+    """count_include_pad=False: the sum over the pixels of the image, divided by their number."""
+    valid = windows(np.ones_like(x), (3, 3), (stride, stride), (1, 1)).sum(axis=0)
+    return windows(x, (3, 3), (stride, stride), (1, 1)).sum(axis=0) / valid
+
+
+def factorized_reduce(x, v):
+    x = relu(x)
+    halves = conv(x, v["conv_1/kernel"], (2, 2)), conv(x[:, 1:, 1:, :], v["conv_2/kernel"], (2, 2))
+    return norm(np.concatenate(halves, axis=-1), v)
+
+
+BLOCKS = {
+    "ReLUConvBN": (lambda stride: blocks.ReLUConvBN(6), lambda x, v, stride: relu_conv_bn(x, v), (1,), (8, 7)),
+    "SepConv 3": (lambda stride: blocks.SepConv(3, stride), lambda x, v, stride: sep_conv(x, v, 3, stride), (1, 2), (8, 7)),
+    "SepConv 5": (lambda stride: blocks.SepConv(5, stride), lambda x, v, stride: sep_conv(x, v, 5, stride), (1, 2), (8, 7)),
+    "SepConv 7": (lambda stride: blocks.SepConv(7, stride), lambda x, v, stride: sep_conv(x, v, 7, stride), (1, 2), (8,)),
+    "DilConv 3": (lambda stride: blocks.DilConv(3, stride), lambda x, v, stride: dil_conv(x, v, 3, stride), (1, 2), (8, 7)),
+    "DilConv 5": (lambda stride: blocks.DilConv(5, stride), lambda x, v, stride: dil_conv(x, v, 5, stride), (1, 2), (8, 7)),
+    "ConvPair": (lambda stride: blocks.ConvPair(7, stride), lambda x, v, stride: conv_pair(x, v, 7, stride), (1, 2), (8, 7)),
+    "max pool": (lambda stride: blocks.Pool("max", stride), lambda x, v, stride: max_pool(x, stride), (1, 2), (8, 7)),
+    "average pool": (lambda stride: blocks.Pool("average", stride), lambda x, v, stride: average_pool(x, stride), (1, 2), (8, 7)),
+    "max pool, norm": (
+        lambda stride: blocks.Pool("max", stride, normalization="batch"),
+        lambda x, v, stride: norm(max_pool(x, stride), v),
+        (1, 2),
+        (8,),
+    ),
+    "FactorizedReduce": (lambda stride: blocks.FactorizedReduce(6), lambda x, v, stride: factorized_reduce(x, v), (2,), (8, 2)),
+    "Zero": (lambda stride: blocks.Zero(stride), lambda x, v, stride: np.zeros_like(x[:, ::stride, ::stride]), (1, 2), (8, 7)),
+}
+CASES = [(name, stride, size) for name, (_, _, strides, sizes) in BLOCKS.items() for stride in strides for size in sizes]
+
+
+def images(size, channels=4, seed=0):
+    """Negative in the mean, so that zero padding would win a maximum."""
+    return np.random.default_rng(seed).normal(-0.5, 1.0, (3, size, size, channels)).astype(np.float32)
+
+
+def randomise(layer):
+    """Gives every variable its own values, moving statistics included; returns them by the end of their path, float64."""
+    generator, values = np.random.default_rng(1), {}
+    for variable in layer.variables:
+        name = "/".join(variable.path.split("/")[-2:])
+        if name.endswith(("gamma", "moving_variance")):
+            value = generator.uniform(0.5, 2.0, variable.shape)
+        else:
+            value = generator.normal(0.0, 1.0, variable.shape)
+        variable.assign(value)
+        values[name] = variable.numpy().astype(np.float64)
+    assert len(values) == len(layer.variables)
+    return values
+
+
+@pytest.mark.parametrize(("name", "stride", "size"), CASES)
+def test_outputs_are_those_of_the_definition(name, stride, size):
+    make, reference, _, _ = BLOCKS[name]
+    layer, x = make(stride), images(size)
+    layer.build(x.shape)
+    expected = reference(x.astype(np.float64), randomise(layer), stride)
+    output = layer(x, training=False)
+    assert output.shape == expected.shape == (3, -(-size // stride), -(-size // stride), expected.shape[-1])
+    np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-4)
+    assert layer.compute_output_shape(x.shape) == expected.shape
+
+
+def test_factorized_reduce_reads_even_and_shifted_pixels():
+    layer, shape = blocks.FactorizedReduce(2), (1, 4, 4, 1)
+    layer.build(shape)
+    for convolution in (layer.conv_1, layer.conv_2):
+        convolution.kernel.assign(tf.ones_like(convolution.kernel))
+    x = tf.Variable(np.ones(shape, np.float32))
+    with tf.GradientTape() as tape:
+        y = layer(x, training=False)
+    # One convolution reads the pixels of even, the other those of odd row and column: all, but for the two other diagonals of 2x2.
+    expected = np.tile([[True, False], [False, True]], (2, 2))
+    np.testing.assert_array_equal(tape.gradient(y, x).numpy()[0, :, :, 0] > 0, expected)
+
+
+@pytest.mark.parametrize("shape", [(1, 7, 8, 4), (1, 8, 7, 4)])
+def test_factorized_reduce_refuses_odd_sizes(shape):
+    with pytest.raises(ValueError, match=r"halves even sizes.*Received: .*7"):
+        blocks.FactorizedReduce(4).build(shape)
+
+
+def test_unknown_arguments_are_refused():
+    with pytest.raises(ValueError, match=r"normalization must be one of.*Received: 'layer'"):
+        blocks.make_normalization("layer", "norm")
+    with pytest.raises(ValueError, match=r"kind of pool must be.*Received: 'median'"):
+        blocks.Pool("median")
+
+
+# Normalisation.
+
+
+@pytest.mark.parametrize("kind", ["batch", "synchronized_batch"])
+def test_evaluation_normalization_is_pytorchs(kind):
+    layer, x = blocks.make_normalization(kind, "norm"), images(4, seed=2)
+    layer.build(x.shape)
+    variables = randomise(layer)
+    mean, variance = x.mean(axis=(0, 1, 2), dtype=np.float64), x.var(axis=(0, 1, 2), dtype=np.float64)
+    of_batch = {**variables, "norm/moving_mean": mean, "norm/moving_variance": variance}
+    np.testing.assert_allclose(layer(x, training=True), norm(x, of_batch), atol=1e-5)
+    # PyTorch's momentum of 0.1 is Keras' 0.9.
+    np.testing.assert_allclose(layer.moving_mean, 0.9 * variables["norm/moving_mean"] + 0.1 * mean, atol=1e-6)
+    assert layer.synchronized == (kind == "synchronized_batch")
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("training", [False, True])
+def test_search_normalization_takes_the_statistics_of_the_batch(affine, training):
+    layer, x = blocks.make_normalization("batch_statistics", "norm", affine=affine), images(5, seed=3) * 3.0 + 2.0
+    y = layer(x, training=training)
+    assert len(layer.trainable_variables) == (2 if affine else 0) and not layer.non_trainable_variables
+    expected = (x - x.mean(axis=(0, 1, 2))) / np.sqrt(x.var(axis=(0, 1, 2)) + 1e-5)
+    np.testing.assert_allclose(y, expected, atol=1e-5)
+    if affine:
+        layer.scale.assign([1.0, 2.0, 3.0, 4.0])
+        layer.offset.assign([0.0, -1.0, 1.0, 5.0])
+        np.testing.assert_allclose(layer(x), expected * [1.0, 2.0, 3.0, 4.0] + [0.0, -1.0, 1.0, 5.0], atol=1e-4)
+
+
+def test_search_normalization_passes_the_gradient_of_the_statistics():
+    layer, x = blocks.BatchStatisticsNormalization(), tf.constant(images(3, seed=4))
+    weights = np.random.default_rng(5).normal(size=x.shape)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        y = tf.reduce_sum(layer(x) * weights.astype(np.float32))
+    gradient = tape.gradient(y, x).numpy()
+    # A shift of a channel changes nothing, nor does its scale (but for epsilon).
+    np.testing.assert_allclose(gradient.sum(axis=(0, 1, 2)), 0.0, atol=1e-4)
+    np.testing.assert_allclose((gradient * x).numpy().sum(axis=(0, 1, 2)), 0.0, atol=1e-3)
+    assert np.abs(gradient).max() > 0.01
+
+
+@pytest.mark.parametrize("normalization", blocks.NORMALIZATIONS)
+def test_only_evaluation_blocks_have_affine_parameters_and_state(normalization):
+    layer = blocks.SepConv(3, normalization=normalization)
+    layer.build((None, 8, 8, 4))
+    searched = normalization == "batch_statistics"
+    assert len(layer.trainable_variables) == (4 if searched else 8)
+    assert len(layer.non_trainable_variables) == (0 if searched else 4)
+
+
+def test_convolutions_start_uniform_in_one_over_root_fan_in():
+    layer = blocks.SepConv(5)
+    layer.build((None, 8, 8, 64))
+    for variable in layer.trainable_variables:
+        if variable.path.endswith("kernel"):
+            bound = (25 if "depthwise" in variable.path else 64) ** -0.5
+            largest = float(np.abs(variable).max())
+            assert 0.9 * bound < largest <= bound, variable.path
+    first, second = (step.kernel.numpy() for step in layer.steps if isinstance(step, keras.layers.DepthwiseConv2D))
+    assert not np.array_equal(first, second)
+
+
+# Drop path.
+
+ONES = tf.ones([4096, 1, 1, 2])
+
+
+def dropped(rate, step=0, index=0, seed=0, inputs=ONES):
+    return blocks.DropPath(index, seed=seed)(inputs, tf.constant(rate), tf.constant(step), training=True).numpy()
+
+
+def test_drop_path_at_rate_zero_is_the_identity():
+    np.testing.assert_array_equal(dropped(0.0), ONES)
+
+
+@pytest.mark.parametrize("training", [False, None])
+def test_drop_path_in_inference_is_the_identity(training):
+    output = blocks.DropPath(0)(ONES, tf.constant(0.5), tf.constant(0), training=training)
+    np.testing.assert_array_equal(output, ONES)
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5])
+def test_drop_path_drops_whole_examples_at_its_rate_and_rescales_the_rest(rate):
+    output = dropped(rate)
+    np.testing.assert_array_equal(output[..., 0], output[..., 1])
+    kept = output[:, 0, 0, 0] > 0
+    np.testing.assert_allclose(output[kept], 1.0 / (1.0 - rate), rtol=1e-6)
+    np.testing.assert_array_equal(output[~kept], 0.0)
+    five_sigma = 5.0 * np.sqrt(rate * (1.0 - rate) / len(kept))
+    assert abs(kept.mean() - (1.0 - rate)) < five_sigma
+    shape = (8, 3, 3, 4)
+    spatial = dropped(rate, inputs=tf.ones(shape)).reshape(8, -1)
+    np.testing.assert_array_equal(spatial, spatial[:, :1] * np.ones((1, spatial.shape[1])))
+
+
+def test_drop_path_masks_are_fixed_by_seed_step_and_index_and_independent_between_them():
+    mask = dropped(0.5)[:, 0, 0, 0] > 0
+    np.testing.assert_array_equal(mask, dropped(0.5)[:, 0, 0, 0] > 0)
+    for other in ({"step": 1}, {"index": 1}, {"seed": 1}):
+        agreement = (mask == (dropped(0.5, **other)[:, 0, 0, 0] > 0)).mean()
+        assert abs(agreement - 0.5) < 5.0 * 0.5 / np.sqrt(len(mask)), other
+
+
+def test_drop_path_differs_between_replicas():
+    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    layer = blocks.DropPath(0)
+
+    @tf.function
+    def run():
+        return strategy.run(lambda: layer(ONES, tf.constant(0.5), tf.constant(0), training=True))
+
+    first, second = (value.numpy()[:, 0, 0, 0] > 0 for value in strategy.experimental_local_results(run()))
+    np.testing.assert_array_equal(first, dropped(0.5)[:, 0, 0, 0] > 0)
+    assert abs((first == second).mean() - 0.5) < 5.0 * 0.5 / np.sqrt(len(first))
+
+
+def test_drop_path_schedule_is_state_that_feeds_every_drop_path():
+    images = keras.Input((4, 4, 2))
+    rate, step = blocks.DropPathSchedule(name="schedule")(images)
+    model = keras.Model(images, blocks.DropPath(0)(images, rate, step))
+    schedule, x = model.get_layer("schedule"), np.ones((64, 4, 4, 2), np.float32)
+    assert len(model.non_trainable_variables) == 2 and not model.trainable_variables
+    np.testing.assert_array_equal(model(x, training=True), x)
+    schedule.rate.assign(0.5)
+    first = model(x, training=True).numpy()
+    schedule.step.assign(1)
+    second = model(x, training=True).numpy()
+    assert set(np.unique(first)) == set(np.unique(second)) == {0.0, 2.0}
+    assert not np.array_equal(first, second)
+
+
+# Saving.
+
+
+def test_a_saved_model_of_every_block_is_the_same_model(tmp_path):
+    inputs = keras.Input((8, 8, 4))
+    rate, step = blocks.DropPathSchedule()(inputs)
+    outputs = []
+    for name, (make, _, strides, _) in BLOCKS.items():
+        path = blocks.DropPath(len(outputs))(make(strides[-1])(inputs), rate, step)
+        outputs.append(keras.layers.GlobalAveragePooling2D(name=name.replace(" ", "_").replace(",", ""))(path))
+    outputs.append(keras.layers.GlobalAveragePooling2D()(blocks.BatchStatisticsNormalization(affine=True)(blocks.Subsample(1)(inputs))))
+    model = keras.Model(inputs, outputs)
+    generator = np.random.default_rng(6)
+    for variable in model.trainable_variables:
+        variable.assign(generator.normal(size=variable.shape))
+    model.save(tmp_path / "blocks.keras")
+    loaded, x = keras.models.load_model(tmp_path / "blocks.keras"), images(8)
+    for training in (False, True):
+        for expected, output in zip(model(x, training=training), loaded(x, training=training), strict=True):
+            np.testing.assert_array_equal(output, expected)

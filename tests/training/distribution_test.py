@@ -1,0 +1,130 @@
+import random
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sivdnas_tf.errors import ConfigError
+from sivdnas_tf.training import distribution
+
+START = (np.array([1.0, -2.0, 3.0], np.float32), np.array([[0.5], [4.0]], np.float32))
+# Of two replicas; the second is much larger, so that clipping each before the mean gives another direction.
+REPLICA_GRADIENTS = (
+    (np.array([0.1, 0.2, 0.0], np.float32), np.array([[0.0], [-0.1]], np.float32)),
+    (np.array([-30.0, 5.0, 10.0], np.float32), np.array([[7.0], [3.0]], np.float32)),
+)
+MEAN_GRADIENTS = tuple(np.mean(pair, axis=0) for pair in zip(*REPLICA_GRADIENTS, strict=True))
+
+
+@pytest.fixture(scope="module")
+def mirrored():
+    return distribution.make_strategy("mirrored")
+
+
+def step(strategy, gradients_of, *, momentum=0.0, steps=1, **kwargs):
+    """Variables after `steps` SGD steps with the gradients that `gradients_of(replica)` gives."""
+    with strategy.scope():
+        variables = [keras.Variable(value) for value in START]
+        optimizer = keras.optimizers.SGD(0.1, momentum=momentum)
+        optimizer.build(variables)
+
+    def replica_step():
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        gradients = [tf.gather(tf.stack(each), replica) for each in zip(*gradients_of, strict=True)]
+        distribution.apply_gradients(optimizer, gradients, variables, **kwargs)
+
+    run = tf.function(lambda: strategy.run(replica_step))
+    for _ in range(steps):
+        run()
+    assert optimizer.iterations.numpy() == steps
+    return [variable.numpy() for variable in variables]
+
+
+def clipped(gradients, norm):
+    total = np.sqrt(sum(np.sum(gradient**2) for gradient in gradients))
+    return [gradient * min(1.0, norm / total) for gradient in gradients]
+
+
+SETTINGS = {
+    "plain": {},
+    "clipped": {"clip_norm": 2.0},
+    "clip that does not bind": {"clip_norm": 1e3},
+    "decayed": {"weight_decays": [0.5, 0.0]},
+    "clipped and decayed": {"clip_norm": 2.0, "weight_decays": [0.5, 0.25]},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_one_step_is_the_formula_and_two_replicas_agree_with_one(name, mirrored):
+    settings = SETTINGS[name]
+    one = step(tf.distribute.get_strategy(), [MEAN_GRADIENTS], **settings)
+    two = step(mirrored, REPLICA_GRADIENTS, **settings)
+    norm = settings.get("clip_norm", 0.0)
+    gradients = clipped(MEAN_GRADIENTS, norm) if norm else MEAN_GRADIENTS
+    decays = settings.get("weight_decays", [0.0, 0.0])
+    for start, gradient, decay, value_of_one, value_of_two in zip(START, gradients, decays, one, two, strict=True):
+        expected = start - 0.1 * (gradient + decay * start)  # coupled: the clip does not see the decay
+        np.testing.assert_allclose(value_of_one, expected, rtol=1e-6)
+        np.testing.assert_allclose(value_of_two, expected, rtol=1e-6)
+
+
+def test_clipping_each_replica_by_itself_would_give_another_step():
+    # Without this the agreement above would prove nothing.
+    own = [clipped(gradients, 2.0) for gradients in REPLICA_GRADIENTS]
+    mean = [np.mean(pair, axis=0) for pair in zip(*own, strict=True)]
+    assert np.abs(mean[0] - clipped(MEAN_GRADIENTS, 2.0)[0]).max() > 0.1
+
+
+def test_decay_goes_through_the_momentum_as_pytorchs_does():
+    values = step(tf.distribute.get_strategy(), [MEAN_GRADIENTS], momentum=0.9, steps=3, weight_decays=[0.5, 0.5])
+    for start, gradient, value in zip(START, MEAN_GRADIENTS, values, strict=True):
+        expected, velocity = start, np.zeros_like(start)
+        for _ in range(3):
+            velocity = 0.9 * velocity + gradient + 0.5 * expected
+            expected = expected - 0.1 * velocity
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+
+
+def test_a_decay_is_needed_for_every_variable():
+    with pytest.raises(ValueError, match="shorter"):
+        step(tf.distribute.get_strategy(), [MEAN_GRADIENTS], weight_decays=[0.5])
+
+
+def test_strategies_by_name(mirrored):
+    assert distribution.make_strategy("none") is tf.distribute.get_strategy()
+    assert isinstance(mirrored, tf.distribute.MirroredStrategy) and mirrored.num_replicas_in_sync == 2
+    if len(tf.config.list_logical_devices("GPU")) < 2:
+        assert distribution.make_strategy("auto").num_replicas_in_sync == 1
+
+
+@pytest.mark.parametrize("name", ["multiworker", "", None])
+def test_an_unknown_strategy_is_refused(name):
+    with pytest.raises(ConfigError, match=r"strategy must be auto, none or mirrored\. Received: "):
+        distribution.make_strategy(name)
+
+
+def test_a_batch_must_divide_evenly_among_the_replicas(mirrored):
+    distribution.check_batch_size(4, mirrored, "search.batch_size")
+    distribution.check_batch_size(5, tf.distribute.get_strategy(), "search.batch_size")
+    with pytest.raises(ConfigError, match=r"^search\.batch_size must be a multiple of the number of replicas, 2\. Received: 5$"):
+        distribution.check_batch_size(5, mirrored, "search.batch_size")
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_seeds_fix_python_numpy_and_initial_weights(deterministic, monkeypatch):
+    calls = []  # not for real: it cannot be switched off again for the tests that follow
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: calls.append("determinism"))
+
+    def drawn(seed):
+        distribution.set_seeds(seed, deterministic)
+        return (
+            random.random(),
+            np.random.random(),
+            keras.random.normal((3,)).numpy().tolist(),
+            keras.layers.Dense(2).kernel_initializer((2, 2)).numpy().tolist(),
+        )
+
+    assert drawn(1) == drawn(1)
+    assert all(first != other for first, other in zip(drawn(1), drawn(2), strict=True))
+    assert calls == ["determinism"] * 4 * deterministic
