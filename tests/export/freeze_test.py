@@ -29,7 +29,7 @@ def test_inside_it_takes_pixels_and_outside_normalised_images(partial):
     np.testing.assert_allclose(outside(normalised), expected, rtol=0, atol=1e-6)
     assert np.abs(inside(normalised) - expected).max() > 1e-2  # the two are not the same model
     for model in (inside, outside):
-        assert model.input_names == ["image"] and model.output_names == ["logits"]
+        assert (model.input.name, model.layers[-1].name) == ("image", "logits")
         assert (model.input_shape, model.output_shape) == ((None, 8, 8, 3), (None, 3))
         assert not model.trainable_variables and len(model.variables) == len(partial.network.variables)
 
