@@ -2,7 +2,6 @@
 
 import keras
 import numpy as np
-import pytest
 import tensorflow as tf
 from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 
@@ -42,10 +41,8 @@ def test_channels_are_normalised_each_by_its_own_statistics():
     np.testing.assert_allclose(model(np.zeros((1, 1, 1, 3), np.float32)), [[0.0, -1.0, -4.0]])
 
 
-@pytest.mark.parametrize("name", ["everything", "partial"])
-def test_frozen_graph_holds_constants_and_inference_only(request, name):
-    trained = request.getfixturevalue(name)
-    graph = convert_variables_to_constants_v2(logits_function(frozen(trained, "inside")).get_concrete_function()).graph
+def test_frozen_graph_holds_constants_and_inference_only(partial):
+    graph = convert_variables_to_constants_v2(logits_function(frozen(partial, "inside")).get_concrete_function()).graph
     operations = {operation.type for operation in graph.get_operations()}
     assert {"Conv2D", "DepthwiseConv2dNative", "MatMul"} <= operations
     forbidden = ("Variable", "Assign", "Random", "Grad", "PartitionedCall", "If", "While", "Print", "PyFunc")
@@ -55,13 +52,13 @@ def test_frozen_graph_holds_constants_and_inference_only(request, name):
         assert not (operation.type.startswith("FusedBatchNorm") and operation.get_attr("is_training"))
 
 
-def test_the_training_form_would_not_pass_for_frozen(everything):
+def test_the_training_form_would_not_pass_for_frozen(partial):
     # Keeps the test above from becoming vacuous: these are the parts that it must not find.
-    plan = trained_plan(everything.config, everything.genotype, everything.datasets.image_shape, 10)
-    model = evaluation_network(everything.genotype, plan, auxiliary=True, drop_path=True)
+    plan = trained_plan(partial.config, partial.genotype, partial.datasets.image_shape, classes=3)
+    model = evaluation_network(partial.genotype, plan, auxiliary=True, drop_path=True)
     names = [layer.name for layer in model.layers]
     assert any("auxiliary" in name for name in names) and any("drop_path" in name for name in names)
-    deployed = [layer.name for layer in frozen(everything, "inside").get_layer("evaluation_network").layers]
+    deployed = [layer.name for layer in frozen(partial, "inside").get_layer("evaluation_network").layers]
     assert set(deployed) == {name for name in names if "auxiliary" not in name and "drop_path" not in name}
 
 

@@ -7,6 +7,7 @@ from sivdnas_tf.models.supernet import CellDraw, Supernet
 from sivdnas_tf.posterior import Posterior
 from sivdnas_tf.search_space import CELL_TYPES, SearchSpace, get_search_space, plan_network
 from sivdnas_tf.training import objective
+from sivdnas_tf.training.distribution import make_strategy
 from sivdnas_tf.variational.distributions import Draw
 
 # The smallest space with a pool, an identity and convolutions, so that tracing takes a second: five edges of three operations.
@@ -474,7 +475,7 @@ def on_one_device(one_node):
 
 @pytest.fixture(scope="module")
 def on_two_devices(one_node):
-    return fitted(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), dataset(2), one_node[1])
+    return fitted(make_strategy("mirrored"), dataset(2), one_node[1])
 
 
 def test_fit_is_the_bilevel_step_and_reports_the_means_of_its_values(on_one_device, one_node):
