@@ -5,8 +5,9 @@ import tensorflow as tf
 
 from sivdnas_tf.config import BudgetConfig
 from sivdnas_tf.data.augment import normalise
+from sivdnas_tf.errors import RunDirError
 from sivdnas_tf.profiling.costs import check_budget
-from sivdnas_tf.training.train import load_trained
+from sivdnas_tf.training.train import WEIGHTS, load_trained
 
 
 @keras.saving.register_keras_serializable("sivdnas_tf")
@@ -57,10 +58,27 @@ def check_deployed_budget(config, genotype, datasets):
     return check_budget(genotype, budget, "the exported network")
 
 
-def freeze(config, genotype, datasets, run_dir):
-    """The deployed Keras model of a run, and the same on normalised images.
+def with_preprocessing(network, preprocessing, mean, std):
+    """The deployed form of a network of one output: frozen, with named input and output, normalising where it is asked to.
 
-    Rebuilt from the genotype without auxiliary head and drop path, with the trained weights.
+    Args:
+      network: a Keras model from normalised images to logits.
+      preprocessing: "inside": the model takes pixel values from 0 to 255; "outside": it takes normalised images.
+      mean, std: of each channel in units of pixel / 255.
+
+    Returns:
+      A Functional `keras.Model` with input "image", float32 `[batch, resolution, resolution, channels]`, and output "logits".
+    """
+    images = keras.Input(network.input_shape[1:], name="image")
+    inputs = Normalise(mean, std, name="normalise")(images) if preprocessing == "inside" else images
+    logits = keras.layers.Identity(name="logits")(network(inputs))
+    model = keras.Model(images, logits, name=network.name)
+    model.trainable = False
+    return model
+
+
+def freeze(config, genotype, datasets, run_dir):
+    """The deployed Keras model of a run: rebuilt from the genotype without auxiliary head and drop path, with the trained weights.
 
     Args:
       config: a `Config`; `export.preprocessing` says whether the model normalises ("inside") or is fed normalised images.
@@ -69,13 +87,14 @@ def freeze(config, genotype, datasets, run_dir):
       run_dir: the `RunDir` with train/weights.weights.h5.
 
     Returns:
-      A Functional `keras.Model` with input "image", float32 `[batch, resolution, resolution, channels]`, and output "logits".
+      As `with_preprocessing`.
+
+    Raises:
+      RunDirError: where the weights are damaged, or another network's.
     """
-    network = load_trained(config, genotype, datasets, run_dir)
-    images = keras.Input(datasets.image_shape, name="image")
-    inside = config.export.preprocessing == "inside"
-    inputs = Normalise(datasets.mean, datasets.std, name="normalise")(images) if inside else images
-    logits = keras.layers.Identity(name="logits")(network(inputs))
-    model = keras.Model(images, logits, name=network.name)
-    model.trainable = False
-    return model
+    try:
+        network = load_trained(config, genotype, datasets, run_dir)
+    except (OSError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RunDirError(f"{run_dir.file(WEIGHTS)} must hold the weights of the run's network. Received: {reason}") from error
+    return with_preprocessing(network, config.export.preprocessing, datasets.mean, datasets.std)

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 
 def logits_function(model, batch_size=None):
-    """A traced inference function of a deployed model: input "image", output `{"logits"}`.
+    """An inference function of a deployed model: input "image", output `{"logits"}`.
 
     Args:
       model: the Keras model of `freeze`.
@@ -23,10 +23,9 @@ def logits_function(model, batch_size=None):
 
 
 def write_saved_model(model, path, batch_size=None):
-    """Writes a SavedModel directory.
+    """Writes a SavedModel directory with the signature `serving_default` (image -> logits).
 
-    Signatures: `serving_default` (image -> logits) and `probabilities` (image -> logits, probabilities), for any batch size unless
-    `batch_size` fixes it.
+    For any batch size it also has `probabilities` (image -> logits, probabilities), for servers that compute no softmax.
 
     Args:
       model: the Keras model of `freeze`.
@@ -34,13 +33,16 @@ def write_saved_model(model, path, batch_size=None):
       batch_size: images a call; None for any number.
     """
     serve = logits_function(model, batch_size)
+    signatures = {"serving_default": serve}
+    if batch_size is None:
 
-    @tf.function(input_signature=serve.input_signature, autograph=False)
-    def probabilities(image):
-        logits = model(image, training=False)
-        return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
+        @tf.function(input_signature=serve.input_signature, autograph=False)
+        def probabilities(image):
+            logits = serve(image)["logits"]
+            return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
 
+        signatures["probabilities"] = probabilities
     # A plain module: the model's own Keras machinery would be saved as well, and is of no use to a server.
     module = tf.Module()
     module.variables_of_model = [variable.value for variable in model.variables]
-    tf.saved_model.save(module, str(path), signatures={"serving_default": serve, "probabilities": probabilities})
+    tf.saved_model.save(module, str(path), signatures=signatures)

@@ -20,5 +20,5 @@ def write_tflite(model, path):
     """
     with tempfile.TemporaryDirectory() as directory:
         write_saved_model(model, directory, batch_size=1)
-        converter = tf.lite.TFLiteConverter.from_saved_model(directory, signature_keys=["serving_default"])
+        converter = tf.lite.TFLiteConverter.from_saved_model(directory)
         pathlib.Path(path).write_bytes(converter.convert())

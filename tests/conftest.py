@@ -1,6 +1,11 @@
 """Two logical CPUs for the distribution tests, quiet start-up, and what tests share."""
 
+import contextlib
+import dataclasses
+import io
 import os
+import pathlib
+import shutil
 
 import pytest
 
@@ -33,3 +38,101 @@ def read_events():
         return found["scalars"], found["histograms"]
 
     return read
+
+
+_TINY_CONFIG = """
+import ml_collections
+
+from sivdnas_tf.config import Config, replace
+
+
+def get_config():
+    config = replace(
+        Config(),
+        data={"crop_padding": 1, "flip": False},
+        search={"channels": 4, "cells": 3, "epochs": 3, "warmup_epochs": 1, "batch_size": 128, "prior_gap_decay": 0.5,
+                "architecture_learning_rate": 0.3, "kl_weight": 0.05},
+        train={"channels": 4, "cells": 3, "epochs": 2, "batch_size": 128, "learning_rate": 0.05, "cutout_length": 2},
+        budget={"network": "cifar", "channels": 4, "cells": 3, "classes": 10, "resolution": 8, "image_channels": 1, "macs": 160e3},
+    )
+    return ml_collections.ConfigDict(config.to_dict())
+"""
+
+
+class Untouchable:
+    """Stands in for a split that must not be read."""
+
+    def __getattribute__(self, name):
+        raise AssertionError(f"the test split was read: {name}")
+
+    def __len__(self):
+        raise AssertionError("the test split was counted")
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A run directory, what the command that made it printed, and the images that it was given."""
+
+    path: pathlib.Path
+    lines: tuple
+    datasets: object
+
+    def copy(self, path):
+        """A copy that a test may damage."""
+        shutil.copytree(self.path, path)
+        return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory):
+    """Path of a configuration file of size one."""
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(_TINY_CONFIG, encoding="utf-8")
+    return path
+
+
+@contextlib.contextmanager
+def _without_test_split():
+    """The digits, with a test split that fails when it is touched, for every command in the block."""
+    from sivdnas_tf import commands
+    from sivdnas_tf.data import datasets
+
+    load, made = datasets.load_datasets, []
+
+    def guarded(*arguments):
+        made.append(dataclasses.replace(load(*arguments), test=Untouchable()))
+        return made[-1]
+
+    commands._datasets_of.cache_clear()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "load_datasets", guarded)
+        yield made
+    commands._datasets_of.cache_clear()
+
+
+def _main(*arguments):
+    """Runs a command that must succeed; returns the lines that it printed."""
+    from sivdnas_tf.__main__ import main
+
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        assert main(["sivdnas_tf", *map(str, arguments)]) == 0
+    return tuple(output.getvalue().splitlines())
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory, tiny_config):
+    """A finished search, made by the command line with a test split that must not be read. Copy it to change it."""
+    path = tmp_path_factory.mktemp("searched") / "run"
+    with _without_test_split() as made:
+        lines = _main("search", f"--config={tiny_config}", f"--workdir={path}")
+    return Run(path, lines, made[-1])
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, tiny_config, searched):
+    """The same run after `derive` and `train`, again without a test split. Copy it to change it."""
+    path = searched.copy(tmp_path_factory.mktemp("trained") / "run")
+    with _without_test_split() as made:
+        lines = _main("derive", f"--workdir={path}") + _main("train", f"--config={tiny_config}", f"--workdir={path}")
+    return Run(path, lines, made[-1])

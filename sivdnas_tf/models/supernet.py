@@ -75,6 +75,16 @@ class Supernet(keras.Model):
         }
 
     @property
+    def update_architecture(self):
+        """Whether `fit` updates the architecture as well as the weights: True, but during a warm-up."""
+        return self._update_architecture
+
+    @update_architecture.setter
+    def update_architecture(self, value):
+        self._update_architecture = value
+        self.train_function = None  # `fit`'s compiled step was traced for the old value: it would go on with that, silently
+
+    @property
     def architecture_variables(self):
         """w, phi, log delta and log sigma of both cell types."""
         return [*self.mixing_variables, *self.dropout_rate_variables]

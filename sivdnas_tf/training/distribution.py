@@ -1,5 +1,7 @@
 """Devices, seeds, and gradient steps that come out the same on one replica and on several."""
 
+import functools
+
 import keras
 import tensorflow as tf
 
@@ -21,8 +23,14 @@ def make_strategy(name):
         return tf.distribute.get_strategy()
     if name in ("auto", "mirrored"):
         devices = gpus or tf.config.list_logical_devices("CPU")
-        return tf.distribute.MirroredStrategy([device.name for device in devices])
+        return _mirrored_strategy(tuple(device.name for device in devices))
     raise ConfigError(f"distribution.strategy must be auto, none or mirrored. Received: {name!r}")
+
+
+@functools.cache
+def _mirrored_strategy(devices):
+    """The process's only one: two over the same devices number their collectives alike, and abort each other (search, then train)."""
+    return tf.distribute.MirroredStrategy(list(devices))
 
 
 def check_batch_size(batch_size, strategy, field):

@@ -19,6 +19,20 @@ _METRICS = ("loss", "accuracy", "architecture_loss", "architecture_accuracy", "k
 _ADVICE = "a smaller search.learning_rate or search.architecture_learning_rate, or a smaller search.gradient_clip_norm."
 
 
+def supernet_plan(config, image_shape, classes):
+    """The `NetworkPlan` of a configuration's supernet; raises `ConfigError` where there is no such network."""
+    space = get_search_space(config.search.search_space)
+    return plan_network(
+        "cifar",
+        channels=config.search.channels,
+        cells=config.search.cells,
+        classes=classes,
+        resolution=image_shape[0],
+        image_channels=image_shape[2],
+        multipliers=(space.n_nodes, space.n_nodes),
+    )
+
+
 def build_supernet(config, image_shape, classes, steps):
     """The compiled supernet of a configuration; call it in the strategy's scope.
 
@@ -29,15 +43,7 @@ def build_supernet(config, image_shape, classes, steps):
       steps: steps an epoch, which the weights' learning rate follows.
     """
     search, space = config.search, get_search_space(config.search.search_space)
-    plan = plan_network(
-        "cifar",
-        channels=search.channels,
-        cells=search.cells,
-        classes=classes,
-        resolution=image_shape[0],
-        image_channels=image_shape[2],
-        multipliers=(space.n_nodes, space.n_nodes),
-    )
+    plan = supernet_plan(config, image_shape, classes)
     supernet = Supernet(space, plan, mixing=search.mixing, initial_log_dropout_rate=search.initial_log_dropout_rate, seed=config.seed)
     supernet.compile(
         # Keras' SGD keeps the learning rate inside the velocity, PyTorch's outside: they part only where the cosine moves.
@@ -70,14 +76,17 @@ def run_search(config, datasets, run_dir, overwrite=False, say=print):
       RunDirError, ConfigError, DataError: see the modules that check; nothing is trained then.
       NonFiniteError, Interrupted: as `Loop.run`.
     """
+    strategy = make_strategy(config.distribution.strategy)
+    # What can never run is refused before its settings are on record, where they would stand in the way of better ones.
+    check_batch_size(config.search.batch_size, strategy, "search.batch_size")
+    steps = steps_per_epoch(datasets.weights, config.search.batch_size)
+    supernet_plan(config, datasets.image_shape, len(datasets.class_names))
+    _augmentation(config).check(datasets.image_shape)
     state = run_dir.begin("search", config.stage_settings("search"), overwrite)
     if state.done:
         say(f"search: done already ({run_dir.file('search/posterior.npz')})")
         return run_dir.read_posterior()
     set_seeds(config.seed, config.deterministic)
-    strategy = make_strategy(config.distribution.strategy)
-    check_batch_size(config.search.batch_size, strategy, "search.batch_size")
-    steps = steps_per_epoch(datasets.weights, config.search.batch_size)
     with strategy.scope():
         supernet = build_supernet(config, datasets.image_shape, len(datasets.class_names), steps)
     Loop(_loop_plan(config, datasets, run_dir, supernet, steps), run_dir, strategy, config.checkpoint, say).run()
@@ -86,9 +95,12 @@ def run_search(config, datasets, run_dir, overwrite=False, say=print):
     return posterior
 
 
+def _augmentation(config):
+    return Augmentation(crop_padding=config.data.crop_padding, flip=config.data.flip, cutout_length=config.search.cutout_length)
+
+
 def _loop_plan(config, datasets, run_dir, supernet, steps):
-    search, data = config.search, config.data
-    augmentation = Augmentation(crop_padding=data.crop_padding, flip=data.flip, cutout_length=search.cutout_length)
+    search, augmentation = config.search, _augmentation(config)
     warm_up_step = functools.partial(supernet.bilevel_step, update_architecture=False)
     history = _History(run_dir, supernet)
 

@@ -58,15 +58,17 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
       NonFiniteError, Interrupted: as `Loop.run`.
     """
     check_budget(genotype, config.budget)
+    strategy = make_strategy(config.distribution.strategy)
+    # What can never run is refused before its settings are on record, where they would stand in the way of better ones.
+    check_batch_size(config.train.batch_size, strategy, "train.batch_size")
+    steps = steps_per_epoch(datasets.train, config.train.batch_size)
+    plan = trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
+    _augmentation(config).check(datasets.image_shape)
     state = run_dir.begin("train", train_settings(config, genotype), overwrite)
     if state.done:
         say(f"train: done already ({run_dir.file(WEIGHTS)})")
         return
     set_seeds(config.seed, config.deterministic)
-    strategy = make_strategy(config.distribution.strategy)
-    check_batch_size(config.train.batch_size, strategy, "train.batch_size")
-    plan = trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
-    steps = steps_per_epoch(datasets.train, config.train.batch_size)
     with strategy.scope():
         trainer = Trainer(config, genotype, plan, steps, strategy)
     deployed = evaluation_network(genotype, plan)
@@ -153,9 +155,12 @@ def _save_weights(model, path):
         model.save_weights(temporary, overwrite=True)
 
 
+def _augmentation(config):
+    return Augmentation(crop_padding=config.data.crop_padding, flip=config.data.flip, cutout_length=config.train.cutout_length)
+
+
 def _loop_plan(config, datasets, run_dir, trainer, deployed, steps):
-    train, data = config.train, config.data
-    augmentation = Augmentation(crop_padding=data.crop_padding, flip=data.flip, cutout_length=train.cutout_length)
+    train, augmentation = config.train, _augmentation(config)
     statistics = {"mean": datasets.mean, "std": datasets.std}
 
     def drop_path_rate(epoch):

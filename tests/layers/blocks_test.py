@@ -4,6 +4,7 @@ import pytest
 import tensorflow as tf
 
 from sivdnas_tf.layers import blocks
+from sivdnas_tf.training.distribution import make_strategy
 
 # References in NumPy, float64, from the definitions of EVALUATION_NETWORK.md, with PyTorch's padding: `pad` pixels on both sides.
 
@@ -265,7 +266,7 @@ def test_drop_path_masks_are_fixed_by_seed_step_and_index_and_independent_betwee
 
 
 def test_drop_path_differs_between_replicas():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = make_strategy("mirrored")
     layer = blocks.DropPath(0)
 
     @tf.function

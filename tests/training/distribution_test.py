@@ -98,6 +98,18 @@ def test_strategies_by_name(mirrored):
         assert distribution.make_strategy("auto").num_replicas_in_sync == 1
 
 
+def test_two_stages_in_one_process_get_the_same_strategy(mirrored):
+    # Collectives of two strategies over the same devices would meet under the same number, and abort where their shapes differ.
+    def mean(strategy, shape):
+        run = tf.function(lambda: strategy.run(lambda: tf.distribute.get_replica_context().all_reduce("mean", [tf.fill(shape, 2.0)])))
+        return strategy.experimental_local_results(run()[0])[1]
+
+    search, train = distribution.make_strategy("mirrored"), distribution.make_strategy("mirrored")
+    assert search is train is mirrored
+    for strategy, shape in ((search, [5]), (train, [32]), (search, [7])):
+        np.testing.assert_array_equal(mean(strategy, shape), np.full(shape, 2.0))
+
+
 @pytest.mark.parametrize("name", ["multiworker", "", None])
 def test_an_unknown_strategy_is_refused(name):
     with pytest.raises(ConfigError, match=r"strategy must be auto, none or mirrored\. Received: "):

@@ -1,0 +1,266 @@
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sivdnas_tf.config import Config, replace
+from sivdnas_tf.data.augment import normalise
+from sivdnas_tf.data.datasets import load_datasets
+from sivdnas_tf.errors import BudgetError, ConfigError, DataError, NonFiniteError, RunDirError
+from sivdnas_tf.genotype import Cell, Edge, Genotype
+from sivdnas_tf.models.evaluation_network import evaluation_network
+from sivdnas_tf.profiling.costs import deployed_cost
+from sivdnas_tf.run_dir import RunDir, read_json
+from sivdnas_tf.training import train as train_module
+from sivdnas_tf.training.evaluate import measure, predict_logits
+from sivdnas_tf.training.loop import Loop
+from sivdnas_tf.training.train import Trainer, copy_weights, load_trained, run_train, train_settings, trained_plan
+
+STEPS = 10
+FIELDS = ["epoch", "step", "loss", "accuracy", "holdout_loss", "holdout_accuracy", "learning_rate", "drop_path_rate"]
+FIELDS += ["seconds", "images_per_second"]
+
+# One node a cell: the smallest network with a convolution, a pool and a factorized reduce.
+SMALL = Genotype(
+    "small",
+    Cell((Edge(2, 0, "sep_conv_3x3"), Edge(2, 1, "skip_connect")), (2,)),
+    Cell((Edge(2, 0, "max_pool_3x3"), Edge(2, 1, "skip_connect")), (2,)),
+)
+
+
+@pytest.fixture(name="config", scope="module")
+def fixture_config():
+    return replace(
+        Config(),
+        data={"crop_padding": 1, "flip": False},
+        train={"channels": 4, "cells": 3, "epochs": 3, "batch_size": 128, "learning_rate": 0.05, "cutout_length": 2}
+        | {"checkpoint_choice": "last"},
+        budget={"network": "cifar", "channels": 4, "cells": 3, "classes": 10, "resolution": 8, "image_channels": 1},
+    )
+
+
+@pytest.fixture(name="digits", scope="module")
+def fixture_digits(searched):
+    return searched.datasets
+
+
+@pytest.fixture(name="no_training")
+def fixture_no_training(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("a step was begun")
+
+    monkeypatch.setattr(Loop, "_run_epoch", refuse)
+
+
+@pytest.fixture(name="uninterrupted", scope="module")
+def fixture_uninterrupted(config, digits, tmp_path_factory):
+    run_dir = RunDir(tmp_path_factory.mktemp("train") / "run")
+    run_train(config, SMALL, digits, run_dir, say=lambda line: None)
+    return run_dir
+
+
+def listing(path):
+    return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def weights_of(config, digits, run_dir, genotype=SMALL):
+    return load_trained(config, genotype, digits, run_dir).get_weights()
+
+
+def assert_same(weights, others):
+    assert len(weights) == len(others) > 10
+    for value, other in zip(weights, others, strict=True):
+        np.testing.assert_array_equal(value, other)
+
+
+def test_every_epoch_has_a_record(trained):
+    records = RunDir(trained.path).read_metrics("train")
+    assert [list(record) for record in records] == [FIELDS] * 2
+    assert [(record["epoch"], record["step"]) for record in records] == [(1, STEPS), (2, 2 * STEPS)]
+    assert [record["learning_rate"] for record in records] == pytest.approx([0.05, 0.025])
+    assert [record["drop_path_rate"] for record in records] == pytest.approx([0.0, 0.3 / 2])
+    for record in records:
+        assert all(math.isfinite(value) for value in record.values())
+        assert record["images_per_second"] == pytest.approx(STEPS * 128 / record["seconds"], rel=0.01)
+    assert records[1]["loss"] < records[0]["loss"]
+    epochs = [line for line in trained.lines if line.startswith("train ")]
+    assert [line.partition("  ")[0] for line in epochs] == ["train 1/2", "train 2/2"]
+    assert all(f"held out: loss {record['holdout_loss']:.3f}" in line for line, record in zip(epochs, records, strict=True))
+
+
+def test_tensorboard_has_the_scalars(trained, read_events):
+    scalars, _ = read_events(trained.path / "train" / "tensorboard")
+    assert set(scalars) == {f"train/{name}" for name in FIELDS if name not in ("epoch", "step")}
+    records = RunDir(trained.path).read_metrics("train")
+    for name in ("loss", "holdout_accuracy", "drop_path_rate"):
+        assert scalars[f"train/{name}"] == {record["epoch"]: pytest.approx(record[name], rel=1e-6) for record in records}
+
+
+def test_the_record_of_the_stage_names_the_genotype(trained):
+    genotype = RunDir(trained.path).read_genotype()
+    settings = read_json(trained.path / "stages" / "train.json")
+    assert settings["genotype_sha256"] == genotype.sha256
+    config = Config.from_dict(read_json(trained.path / "config.json"))
+    assert settings == json.loads(json.dumps(train_settings(config, genotype)))
+    assert set(settings) == {"seed", "deterministic", "data", "train", "genotype_sha256"}
+
+
+def test_the_best_weights_are_those_of_the_best_held_out_epoch(trained):
+    """Measured again: the file's own accuracy and loss on the held-out images are those on record for the best epoch."""
+    run_dir = RunDir(trained.path)
+    config, digits = Config.from_dict(read_json(run_dir.file("config.json"))), trained.datasets
+    records = run_dir.read_metrics("train")
+    best = max(record["holdout_accuracy"] for record in records)
+    record = [record for record in records if record["holdout_accuracy"] == best][-1]
+    model = load_trained(config, run_dir.read_genotype(), digits, run_dir)
+    measured = measure(model, digits.holdout, mean=digits.mean, std=digits.std)
+    assert measured["top1"] == best
+    assert measured["loss"] == pytest.approx(record["holdout_loss"], rel=1e-5)
+
+
+def test_the_weights_are_of_the_deployed_form_and_give_the_training_forms_logits(trained):
+    run_dir, digits = RunDir(trained.path), trained.datasets
+    config = replace(Config.from_dict(read_json(run_dir.file("config.json"))), train={"checkpoint_choice": "last"})
+    genotype = run_dir.read_genotype()
+    plan = trained_plan(config, genotype, digits.image_shape, 10)
+    trainer = Trainer(config, genotype, plan, STEPS, tf.distribute.get_strategy())
+    newest = tf.train.latest_checkpoint(run_dir.file("train/checkpoints"))
+    tf.train.Checkpoint(model=trainer.model).restore(newest).expect_partial()
+    # One file or the other: the last epoch of two may also be the best one.
+    deployed = load_trained(config, genotype, digits, run_dir)
+    copy_weights(trainer.model, deployed)
+    names = {variable.path for variable in trainer.model.variables} - {variable.path for variable in deployed.variables}
+    assert names and all("auxiliary" in name or "drop_path" in name for name in names)
+    images = normalise(digits.holdout.images[:32], digits.mean, digits.std)
+    logits, auxiliary_logits = trainer.model(images, training=False)
+    np.testing.assert_allclose(deployed(images, training=False), logits, rtol=1e-5, atol=1e-5)
+    assert auxiliary_logits.shape == logits.shape == (32, 10)
+    assert sum(np.size(weight) for weight in deployed.trainable_weights) == deployed_cost(genotype, config.budget).params
+
+
+def test_the_test_split_was_not_read(trained):
+    with pytest.raises(AssertionError, match="the test split was read"):
+        len(trained.datasets.test.images)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "choice", "kept"),
+    [((0.2, 0.9, 0.5), "best", 1), ((0.2, 0.9, 0.5), "last", 2), ((0.5, 0.5, 0.4), "best", 1), ((0.0, 0.0, 0.0), "best", 2)],
+)
+def test_the_choice_of_a_checkpoint(config, digits, tmp_path, monkeypatch, accuracies, choice, kept):
+    """Accuracy decides, the later epoch where it is equal; losses and training metrics say otherwise here and are not asked."""
+    measured = []
+
+    def step(trainer, batch):
+        for variable in trainer.model.variables:
+            variable.assign_add(tf.ones_like(variable))
+        return {"loss": tf.reduce_mean(batch[0]), "accuracy": tf.constant(0.5)}
+
+    def scripted(model, split, **_):
+        assert split is digits.holdout
+        epoch = len(measured)
+        measured.append(model.get_weights())
+        return {"images": len(split), "top1": accuracies[epoch], "top5": 1.0, "loss": (1.0, 9.0, 0.1)[epoch]}
+
+    monkeypatch.setattr(train_module, "measure", scripted)
+    monkeypatch.setattr(Trainer, "step", step)
+    config = replace(config, train={"checkpoint_choice": choice})
+    run_dir = RunDir(tmp_path)
+    run_train(config, SMALL, digits, run_dir, say=lambda line: None)
+    assert [record["holdout_accuracy"] for record in run_dir.read_metrics("train")] == list(accuracies)
+    assert len(measured) == 3 and not np.array_equal(measured[0][0], measured[1][0])
+    assert_same(weights_of(config, digits, run_dir), measured[kept])
+
+
+def test_a_finished_training_says_so_at_once(uninterrupted, config, digits, no_training, monkeypatch):
+    monkeypatch.setattr(train_module, "evaluation_network", None)
+    before, lines = listing(uninterrupted.path), []
+    run_train(config, SMALL, digits, uninterrupted, say=lines.append)
+    assert lines == [f"train: done already ({uninterrupted.file('train/weights.weights.h5')})"]
+    assert listing(uninterrupted.path) == before
+
+
+def test_other_settings_are_refused_by_name_and_change_nothing(uninterrupted, config, digits, no_training):
+    before = listing(uninterrupted.path)
+    changed = replace(config, train={"learning_rate": 0.1, "auxiliary_weight": 0.0})
+    with pytest.raises(RunDirError, match=r"train.learning_rate=0.05, now 0.1; train.auxiliary_weight=0.4, now 0.0"):
+        run_train(changed, SMALL, digits, uninterrupted)
+    other = dataclasses.replace(SMALL, reduction=SMALL.normal)
+    with pytest.raises(RunDirError, match=f"genotype_sha256='{SMALL.sha256}', now '{other.sha256}'"):
+        run_train(config, other, digits, uninterrupted)
+    assert listing(uninterrupted.path) == before
+
+
+REFUSED = {
+    "over the budget": ({"budget": {"macs": 1.0}}, BudgetError, "more than the budget allows"),
+    "batch larger than the split": ({"train": {"batch_size": 2000}}, DataError, "batch_size=2000"),
+    "odd channels": ({"train": {"channels": 5}}, ConfigError, "channels=5"),
+    "resolution that a stem cannot divide": ({"train": {"network": "imagenet"}}, ConfigError, "resolution"),
+    "cutout larger than the image": ({"train": {"cutout_length": 16}}, ConfigError, "cutout_length must be from 0 to 7"),
+    "batch that replicas cannot share": (
+        {"train": {"batch_size": 33}, "distribution": {"strategy": "mirrored"}},
+        ConfigError,
+        "train.batch_size must be a multiple of the number of replicas, 2. Received: 33",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_run_is_refused_before_it_is_on_record(config, digits, tmp_path, name):
+    changes, error, message = REFUSED[name]
+    with pytest.raises(error, match=message):
+        run_train(replace(config, **changes), SMALL, digits, RunDir(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(config, digits, tmp_path):
+    wild = replace(config, train={"learning_rate": 1e30, "gradient_clip_norm": 0.0})
+    with pytest.raises(NonFiniteError, match=r"train: loss became (nan|inf) at step \d+ \(epoch 1\).*smaller train.learning_rate"):
+        run_train(wild, SMALL, digits, RunDir(tmp_path), say=lambda line: None)
+    assert not RunDir(tmp_path).is_done("train")
+
+
+def test_without_auxiliary_head_and_drop_path(config, digits):
+    plain = replace(config, train={"auxiliary_weight": 0.0, "drop_path_rate": 0.0})
+    plan = trained_plan(plain, SMALL, digits.image_shape, 10)
+    trainer = Trainer(plain, SMALL, plan, STEPS, tf.distribute.get_strategy())
+    deployed = evaluation_network(SMALL, plan)
+    assert [variable.path for variable in trainer.model.variables] == [variable.path for variable in deployed.variables]
+    trainer.set_drop_path(rate=0.0, step=3)  # nothing to assign, and no error
+    before = trainer.model.get_weights()
+    images, labels = normalise(digits.weights.images[:16], digits.mean, digits.std), digits.weights.labels[:16]
+    metrics = trainer.step((images, tf.constant(labels)))
+    assert math.isfinite(metrics["loss"]) and 0 <= metrics["accuracy"] <= 1
+    assert int(trainer.optimizer.iterations) == 1
+    assert sum(not np.array_equal(old, new) for old, new in zip(before, trainer.model.get_weights(), strict=True)) > 20
+
+
+def test_drop_path_follows_the_schedule_and_the_step(config):
+    trainer = Trainer(config, SMALL, trained_plan(config, SMALL, (8, 8, 1), 10), STEPS, tf.distribute.get_strategy())
+    images = tf.random.stateless_normal([4, 8, 8, 1], seed=(0, 0))
+    outputs = {}
+    for name, rate, step in (("off", 0.0, 1), ("first", 0.9, 1), ("again", 0.9, 1), ("next", 0.9, 2)):
+        trainer.set_drop_path(rate=rate)
+        trainer.set_drop_path(step=step)
+        outputs[name] = trainer.model(images, training=True)[0].numpy()
+    np.testing.assert_array_equal(outputs["first"], outputs["again"])
+    assert not np.allclose(outputs["first"], outputs["next"]) and not np.allclose(outputs["off"], outputs["first"])
+
+
+@pytest.mark.slow
+def test_training_on_two_replicas(config, tmp_path):
+    """Batch-norm and gradients over both replicas: with nothing random in it, two devices learn what one does."""
+    config = replace(config, train={"epochs": 1, "drop_path_rate": 0.0, "batch_size": 512})
+    digits = load_datasets(config.data, config.seed)
+    models, losses = [], []
+    for strategy in ("none", "mirrored"):
+        run_dir = RunDir(tmp_path / strategy)
+        run_train(replace(config, distribution={"strategy": strategy}), SMALL, digits, run_dir, say=lambda line: None)
+        models.append(load_trained(config, SMALL, digits, run_dir))
+        losses.append(run_dir.read_metrics("train")[0]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    one, two = (predict_logits(model, digits.holdout, mean=digits.mean, std=digits.std) for model in models)
+    np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-3)
