@@ -26,7 +26,7 @@ def get_config():
 
     config.train.channels = 16
     config.train.cells = 4
-    config.train.epochs = 20
+    config.train.epochs = 12
     config.train.batch_size = 64
     config.train.learning_rate = 0.05
     config.train.drop_path_rate = 0.1
