@@ -93,7 +93,8 @@ def _parse(name, command, arguments):
     """Parses; raises `ConfigError`, one line, for whatever absl or ml_collections refuse."""
     argv = [f"{_PROGRAM} {name}", *arguments]
     values = _define(command, argv)
-    _check_config_arguments(arguments)
+    if "config" in command.flags:
+        _check_config_arguments(arguments)
     logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is refused here with an error
     sys.modules.pop("config_config", None)  # ml_collections runs the file in this module, over what the file before left there
     try:
@@ -261,10 +262,10 @@ def _command_usage(name, command):
 def main(argv):
     """Runs one command; `argv` as `sys.argv`. Returns the exit code."""
     name, arguments = (argv[1] if len(argv) > 1 else None), argv[2:]
-    if name in ("--help", "-h", "help"):
-        print(_usage())
-        return 0
     try:
+        if name in ("--help", "-h", "help"):
+            print(_usage())
+            return 0
         if name not in COMMANDS:
             raise ConfigError(f"unknown command.{nearest(name, COMMANDS)} Expected one of {', '.join(COMMANDS)}. Received: {name!r}")
         values = _parse(name, COMMANDS[name], arguments)
@@ -287,6 +288,7 @@ def main(argv):
 
 def console_main():
     """Entry point of the `sivdnas` script."""
+    sys.stdout.reconfigure(line_buffering=True)  # a log file or a pipe shows an epoch's line when the epoch ends
     sys.exit(main(sys.argv))
 
 

@@ -100,6 +100,8 @@ def evaluate(run_dir, split="test", overwrite=False, say=print):
     """Measures the trained network on a split; returns the content of evaluation.json."""
     run_dir.require("train")
     config, genotype = read_config(run_dir), run_dir.read_genotype()
+    # Keras loads weights into another genotype's network without a word where the layers that they share have the same shapes.
+    run_dir.check_consistent("train", {**config.stage_settings("train"), "genotype_sha256": genotype.sha256})
     import_tensorflow()
     from sivdnas_tf.training.evaluate import run_evaluate
     from sivdnas_tf.training.train import load_trained

@@ -84,6 +84,15 @@ class Run:
 
 
 @pytest.fixture(scope="session")
+def digits():
+    """The digits with a test split that fails when it is touched."""
+    from sivdnas_tf.config import Config
+    from sivdnas_tf.data.datasets import load_datasets
+
+    return dataclasses.replace(load_datasets(Config().data, 0), test=Untouchable())
+
+
+@pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory):
     """Path of a configuration file of size one."""
     path = tmp_path_factory.mktemp("config") / "tiny.py"

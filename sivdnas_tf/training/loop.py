@@ -36,7 +36,7 @@ class LoopPlan:
       step: function of `epoch` to the function of a batch that makes one step, called in a replica context; it returns a dict of
         scalars, whose names are the same throughout an epoch.
       metric_names: every name that a step may return; the first is the loss that must stay finite.
-      state: dict of trackables (model, optimizers) to save and restore.
+      state: dict of trackables (`model_state` of a model, optimizers) to save and restore.
       advice: what to try when the loss stops being finite.
       on_epoch_begin: function of the epoch.
       on_epoch_end: function of `(epoch, record)`, returns a dict that is added to the record; called within the epoch's TensorBoard
@@ -58,6 +58,15 @@ class LoopPlan:
     on_epoch_begin: typing.Callable = lambda epoch: None
     on_epoch_end: typing.Callable = lambda epoch, record: {}
     on_step_begin: typing.Callable = lambda step: None
+
+
+def model_state(model):
+    """The variables of a Keras model, for `LoopPlan.state`.
+
+    Given the model itself, tf.train.Checkpoint follows attributes and misses the layers that a layer keeps in a list: their moving
+    averages would start anew in a run that continues.
+    """
+    return [variable.value for variable in model.variables]
 
 
 class Loop:

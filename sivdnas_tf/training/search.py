@@ -12,7 +12,7 @@ from sivdnas_tf.models.supernet import Supernet
 from sivdnas_tf.search_space import CELL_TYPES, get_search_space, plan_network
 from sivdnas_tf.training import schedules
 from sivdnas_tf.training.distribution import check_batch_size, make_strategy, set_seeds
-from sivdnas_tf.training.loop import Loop, LoopPlan
+from sivdnas_tf.training.loop import Loop, LoopPlan, model_state
 
 _HISTORY = "search/posterior_history.npz"
 _METRICS = ("loss", "accuracy", "architecture_loss", "architecture_accuracy", "kl")
@@ -130,7 +130,7 @@ def _loop_plan(config, datasets, run_dir, supernet, steps):
         step=lambda epoch: warm_up_step if epoch < search.warmup_epochs else supernet.bilevel_step,
         metric_names=_METRICS,
         state={
-            "supernet": supernet,
+            "supernet": model_state(supernet),
             "weight_optimizer": supernet.weight_optimizer,
             "architecture_optimizer": supernet.architecture_optimizer,
         },

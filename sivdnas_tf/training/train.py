@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from sivdnas_tf.data.augment import Augmentation
 from sivdnas_tf.data.datasets import batches, steps_per_epoch
+from sivdnas_tf.errors import RunDirError
 from sivdnas_tf.models.evaluation_network import DROP_PATH_SCHEDULE, evaluation_network
 from sivdnas_tf.profiling.costs import check_budget
 from sivdnas_tf.run_dir import atomic_path
@@ -12,7 +13,7 @@ from sivdnas_tf.search_space import plan_network
 from sivdnas_tf.training import objective, schedules
 from sivdnas_tf.training.distribution import apply_gradients, check_batch_size, make_strategy, set_seeds
 from sivdnas_tf.training.evaluate import measure
-from sivdnas_tf.training.loop import Loop, LoopPlan
+from sivdnas_tf.training.loop import Loop, LoopPlan, model_state
 
 WEIGHTS = "train/weights.weights.h5"
 _BEST = "train/checkpoints/best.weights.h5"
@@ -81,10 +82,18 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
 
 
 def load_trained(config, genotype, datasets, run_dir):
-    """The trained network in its deployed form: a Keras model from normalised images to logits."""
+    """The trained network in its deployed form: a Keras model from normalised images to logits.
+
+    Raises:
+      RunDirError: where train/weights.weights.h5 is damaged, or of another network.
+    """
     plan = trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
     model = evaluation_network(genotype, plan)
-    model.load_weights(run_dir.file(WEIGHTS))
+    try:
+        model.load_weights(run_dir.file(WEIGHTS))
+    except (OSError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RunDirError(f"{run_dir.file(WEIGHTS)} must hold the weights of the run's network. Received: {reason}") from error
     return model
 
 
@@ -190,7 +199,7 @@ def _loop_plan(config, datasets, run_dir, trainer, deployed, steps):
         ),
         step=lambda epoch: trainer.step,
         metric_names=_METRICS,
-        state={"model": trainer.model, "optimizer": trainer.optimizer},
+        state={"model": model_state(trainer.model), "optimizer": trainer.optimizer},
         advice=_ADVICE,
         summary=lambda record: (
             f"loss {record['loss']:.3f}  accuracy {record['accuracy']:.3f}  held out: loss {record['holdout_loss']:.3f}  "

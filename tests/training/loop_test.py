@@ -17,6 +17,7 @@ from sivdnas_tf.config import CheckpointConfig
 from sivdnas_tf.errors import Interrupted, NonFiniteError
 from sivdnas_tf.run_dir import RunDir
 from sivdnas_tf.training import loop as loop_module
+from sivdnas_tf.training.distribution import make_strategy
 from sivdnas_tf.training.loop import Loop, LoopPlan
 
 EPOCHS, STEPS, BATCH = 3, 4, 2
@@ -348,9 +349,9 @@ def test_the_progress_bar_is_for_terminals(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture(name="mirrored")
 def fixture_mirrored():
-    devices = [device.name for device in tf.config.list_logical_devices("CPU")]
-    assert len(devices) == 2
-    return tf.distribute.MirroredStrategy(devices)
+    strategy = make_strategy("mirrored")
+    assert strategy.num_replicas_in_sync == 2
+    return strategy
 
 
 def test_two_replicas_average_their_metrics_and_resume(tmp_path, mirrored):

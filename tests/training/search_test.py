@@ -8,7 +8,8 @@ import pytest
 import tensorflow as tf
 
 from sivdnas_tf.config import Config, replace
-from sivdnas_tf.data.datasets import load_datasets
+from sivdnas_tf.data.augment import Augmentation
+from sivdnas_tf.data.datasets import bilevel_batches
 from sivdnas_tf.errors import ConfigError, DataError, RunDirError
 from sivdnas_tf.posterior import keep_probability
 from sivdnas_tf.run_dir import RunDir, read_json
@@ -231,11 +232,34 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_run_is_refused_before_it_is_on_record(searched, config, tmp_path, name):
+def test_what_cannot_run_is_refused_before_it_is_on_record(digits, config, tmp_path, name):
     changes, error, message = REFUSED[name]
     with pytest.raises(error, match=message):
-        run_search(replace(config, **changes), searched.datasets, RunDir(tmp_path))
+        run_search(replace(config, **changes), digits, RunDir(tmp_path))
     assert not list(tmp_path.iterdir())
+
+
+def test_an_epoch_is_augmented_batches_of_both_halves(config, digits, tmp_path, monkeypatch):
+    class Captured(Exception):
+        pass
+
+    class Capturing(Loop):
+        def run(self):
+            raise Captured(self.plan)
+
+    monkeypatch.setattr(search_module, "Loop", Capturing)
+    with pytest.raises(Captured) as caught:
+        run_search(replace(config, seed=7, search={"cutout_length": 3}), digits, RunDir(tmp_path))
+    (plan,) = caught.value.args
+    assert plan.steps_per_epoch == STEPS
+    augmentation = Augmentation(crop_padding=1, flip=False, cutout_length=3)
+    expected = list(bilevel_batches(digits, 128, seed=7, epoch=2, skip_batches=3, augmentation=augmentation).as_numpy_iterator())
+    actual = list(plan.batches(2, 3).as_numpy_iterator())
+    assert len(actual) == len(expected) == 2
+    for step, other in zip(actual, expected, strict=True):
+        for half, other_half in zip(step, other, strict=True):
+            for array, other_array in zip(half, other_half, strict=True):
+                np.testing.assert_array_equal(array, other_array)
 
 
 def test_the_supernet_has_the_settings_of_its_configuration(config):
@@ -257,12 +281,11 @@ def test_the_supernet_has_the_settings_of_its_configuration(config):
 
 
 @pytest.mark.slow
-def test_a_search_on_two_replicas(config, tmp_path):
+def test_a_search_on_two_replicas(config, digits, tmp_path):
     mirrored = replace(config, search={"epochs": 2}, distribution={"strategy": "mirrored"})
-    datasets = load_datasets(config.data, config.seed)
     assert len(tf.config.list_logical_devices("CPU")) == 2
     lines = []
-    posterior = run_search(mirrored, datasets, RunDir(tmp_path), say=lines.append)
+    posterior = run_search(mirrored, digits, RunDir(tmp_path), say=lines.append)
     records = RunDir(tmp_path).read_metrics("search")
     assert len(lines) == len(records) == 2
     assert records[0]["frozen"] and not records[1]["frozen"]

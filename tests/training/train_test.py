@@ -1,23 +1,28 @@
 import dataclasses
 import json
 import math
+import os
+import shutil
+import signal
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from sivdnas_tf.config import Config, replace
-from sivdnas_tf.data.augment import normalise
-from sivdnas_tf.data.datasets import load_datasets
-from sivdnas_tf.errors import BudgetError, ConfigError, DataError, NonFiniteError, RunDirError
+from sivdnas_tf.data.augment import Augmentation, normalise
+from sivdnas_tf.data.datasets import batches
+from sivdnas_tf.errors import BudgetError, ConfigError, DataError, Interrupted, NonFiniteError, RunDirError
 from sivdnas_tf.genotype import Cell, Edge, Genotype
 from sivdnas_tf.models.evaluation_network import evaluation_network
 from sivdnas_tf.profiling.costs import deployed_cost
 from sivdnas_tf.run_dir import RunDir, read_json
+from sivdnas_tf.training import loop as loop_module
 from sivdnas_tf.training import train as train_module
 from sivdnas_tf.training.evaluate import measure, predict_logits
-from sivdnas_tf.training.loop import Loop
-from sivdnas_tf.training.train import Trainer, copy_weights, load_trained, run_train, train_settings, trained_plan
+from sivdnas_tf.training.loop import Loop, model_state
+from sivdnas_tf.training.train import Trainer, load_trained, run_train, train_settings, trained_plan
 
 STEPS = 10
 FIELDS = ["epoch", "step", "loss", "accuracy", "holdout_loss", "holdout_accuracy", "learning_rate", "drop_path_rate"]
@@ -42,11 +47,6 @@ def fixture_config():
     )
 
 
-@pytest.fixture(name="digits", scope="module")
-def fixture_digits(searched):
-    return searched.datasets
-
-
 @pytest.fixture(name="no_training")
 def fixture_no_training(monkeypatch):
     def refuse(*_):
@@ -64,6 +64,13 @@ def fixture_uninterrupted(config, digits, tmp_path_factory):
 
 def listing(path):
     return {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+
+
+def count_up(trainer, batch):
+    """Stands in for `Trainer.step`: adds 1 to every variable, and learns nothing."""
+    for variable in trainer.model.variables:
+        variable.assign_add(tf.ones_like(variable))
+    return {"loss": tf.reduce_mean(batch[0]), "accuracy": tf.constant(0.5)}
 
 
 def weights_of(config, digits, run_dir, genotype=SMALL):
@@ -121,24 +128,23 @@ def test_the_best_weights_are_those_of_the_best_held_out_epoch(trained):
     assert measured["loss"] == pytest.approx(record["holdout_loss"], rel=1e-5)
 
 
-def test_the_weights_are_of_the_deployed_form_and_give_the_training_forms_logits(trained):
-    run_dir, digits = RunDir(trained.path), trained.datasets
-    config = replace(Config.from_dict(read_json(run_dir.file("config.json"))), train={"checkpoint_choice": "last"})
-    genotype = run_dir.read_genotype()
-    plan = trained_plan(config, genotype, digits.image_shape, 10)
-    trainer = Trainer(config, genotype, plan, STEPS, tf.distribute.get_strategy())
-    newest = tf.train.latest_checkpoint(run_dir.file("train/checkpoints"))
-    tf.train.Checkpoint(model=trainer.model).restore(newest).expect_partial()
-    # One file or the other: the last epoch of two may also be the best one.
-    deployed = load_trained(config, genotype, digits, run_dir)
-    copy_weights(trainer.model, deployed)
-    names = {variable.path for variable in trainer.model.variables} - {variable.path for variable in deployed.variables}
-    assert names and all("auxiliary" in name or "drop_path" in name for name in names)
+def test_the_weights_are_of_the_deployed_form_and_give_the_training_forms_logits(uninterrupted, config, digits):
+    plan = trained_plan(config, SMALL, digits.image_shape, 10)
+    trainer = Trainer(config, SMALL, plan, STEPS, tf.distribute.get_strategy())
+    newest = tf.train.latest_checkpoint(uninterrupted.file("train/checkpoints"))
+    checkpoint = tf.train.Checkpoint(model=model_state(trainer.model), optimizer=trainer.optimizer)
+    checkpoint.restore(newest).assert_existing_objects_matched()
+    deployed = load_trained(config, SMALL, digits, uninterrupted)
+    extra = {variable.path for variable in trainer.model.variables} - {variable.path for variable in deployed.variables}
+    assert extra and all("auxiliary" in path or "drop_path" in path for path in extra)
+    for variable in trainer.model.variables:
+        if variable.path.endswith("moving_variance"):
+            assert np.any(variable.numpy() != 1.0), variable.path
     images = normalise(digits.holdout.images[:32], digits.mean, digits.std)
     logits, auxiliary_logits = trainer.model(images, training=False)
-    np.testing.assert_allclose(deployed(images, training=False), logits, rtol=1e-5, atol=1e-5)
     assert auxiliary_logits.shape == logits.shape == (32, 10)
-    assert sum(np.size(weight) for weight in deployed.trainable_weights) == deployed_cost(genotype, config.budget).params
+    np.testing.assert_allclose(deployed(images, training=False), logits, rtol=1e-5, atol=1e-5)
+    assert sum(np.size(weight) for weight in deployed.trainable_weights) == deployed_cost(SMALL, config.budget).params
 
 
 def test_the_test_split_was_not_read(trained):
@@ -154,11 +160,6 @@ def test_the_choice_of_a_checkpoint(config, digits, tmp_path, monkeypatch, accur
     """Accuracy decides, the later epoch where it is equal; losses and training metrics say otherwise here and are not asked."""
     measured = []
 
-    def step(trainer, batch):
-        for variable in trainer.model.variables:
-            variable.assign_add(tf.ones_like(variable))
-        return {"loss": tf.reduce_mean(batch[0]), "accuracy": tf.constant(0.5)}
-
     def scripted(model, split, **_):
         assert split is digits.holdout
         epoch = len(measured)
@@ -166,7 +167,7 @@ def test_the_choice_of_a_checkpoint(config, digits, tmp_path, monkeypatch, accur
         return {"images": len(split), "top1": accuracies[epoch], "top5": 1.0, "loss": (1.0, 9.0, 0.1)[epoch]}
 
     monkeypatch.setattr(train_module, "measure", scripted)
-    monkeypatch.setattr(Trainer, "step", step)
+    monkeypatch.setattr(Trainer, "step", count_up)
     config = replace(config, train={"checkpoint_choice": choice})
     run_dir = RunDir(tmp_path)
     run_train(config, SMALL, digits, run_dir, say=lambda line: None)
@@ -216,6 +217,41 @@ def test_what_cannot_run_is_refused_before_it_is_on_record(config, digits, tmp_p
     assert not list(tmp_path.iterdir())
 
 
+def test_an_interrupted_training_continues_where_it_was(uninterrupted, config, digits, tmp_path, monkeypatch):
+    class Interrupting(loop_module.Loop):
+        def _save_if_due(self, received):
+            if int(self._step.numpy()) == STEPS + 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            super()._save_if_due(received)
+
+    run_dir, lines = RunDir(tmp_path), []
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(train_module, "Loop", Interrupting)
+        run_train(config, SMALL, digits, run_dir, say=lines.append)
+    assert not run_dir.is_done("train")
+    run_train(config, SMALL, digits, run_dir, say=lines.append)
+    assert sum("train: resuming at step 15, epoch 2 of 3" in line for line in lines) == 1
+    # Without deterministic operations the order of sums differs from run to run, and so do the last bits.
+    for record, expected in zip(run_dir.read_metrics("train"), uninterrupted.read_metrics("train"), strict=True):
+        for name in ("loss", "learning_rate", "drop_path_rate", "step"):
+            assert record[name] == pytest.approx(expected[name], rel=1e-2)
+    for value, expected in zip(weights_of(config, digits, run_dir), weights_of(config, digits, uninterrupted), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=0.05, atol=0.02)
+
+
+def test_weights_that_cannot_be_read_are_refused(uninterrupted, config, digits, tmp_path):
+    shutil.copytree(uninterrupted.path, tmp_path / "run")
+    run_dir = RunDir(tmp_path / "run")
+    other = dataclasses.replace(SMALL, reduction=SMALL.normal)
+    with pytest.raises(RunDirError, match=r"weights\.h5 must hold the weights of the run's network. Received: ") as caught:
+        load_trained(config, other, digits, run_dir)
+    assert "\n" not in str(caught.value)
+    path = run_dir.file("train/weights.weights.h5")
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(RunDirError, match=r"must hold the weights of the run's network. Received: .*truncated file"):
+        load_trained(config, SMALL, digits, run_dir)
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(config, digits, tmp_path):
     wild = replace(config, train={"learning_rate": 1e30, "gradient_clip_norm": 0.0})
     with pytest.raises(NonFiniteError, match=r"train: loss became (nan|inf) at step \d+ \(epoch 1\).*smaller train.learning_rate"):
@@ -238,6 +274,77 @@ def test_without_auxiliary_head_and_drop_path(config, digits):
     assert sum(not np.array_equal(old, new) for old, new in zip(before, trainer.model.get_weights(), strict=True)) > 20
 
 
+def test_a_step_is_sgd_on_the_training_loss(config, digits):
+    """Cross-entropy with smoothed labels plus the auxiliary head's; gradient clipped, then decayed; the first step has no momentum."""
+    settings = {"label_smoothing": 0.1, "drop_path_rate": 0.0, "weight_decay": 0.25, "gradient_clip_norm": 0.5, "learning_rate": 0.125}
+    config = replace(config, train=settings)
+    trainer = Trainer(config, SMALL, trained_plan(config, SMALL, digits.image_shape, 10), STEPS, tf.distribute.get_strategy())
+    images, labels = normalise(digits.weights.images[:32], digits.mean, digits.std), tf.constant(digits.weights.labels[:32])
+    variables = trainer.model.trainable_variables
+    with tf.GradientTape() as tape:
+        logits, auxiliary_logits = trainer.model(images, training=True)
+        main, auxiliary = (
+            keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=0.1)(tf.one_hot(labels, 10), values)
+            for values in (logits, auxiliary_logits)
+        )
+        loss = main + 0.4 * auxiliary
+    gradients, norm = tf.clip_by_global_norm(tape.gradient(loss, [variable.value for variable in variables]), 0.5)
+    assert norm > 0.5
+    expected = [(variable - 0.125 * (gradient + 0.25 * variable)).numpy() for variable, gradient in zip(variables, gradients, strict=True)]
+    metrics = trainer.step((images, labels))
+    assert float(metrics["loss"]) == pytest.approx(float(loss), rel=1e-5)
+    assert float(metrics["accuracy"]) == np.mean(np.argmax(logits, axis=1) == labels)
+    for variable, value in zip(variables, expected, strict=True):
+        np.testing.assert_allclose(variable.numpy(), value, rtol=1e-3, atol=1e-5)
+
+
+def test_an_epoch_is_augmented_batches_of_all_training_images(config, digits, tmp_path, monkeypatch):
+    class Captured(Exception):
+        pass
+
+    class Capturing(Loop):
+        def run(self):
+            raise Captured(self.plan)
+
+    monkeypatch.setattr(train_module, "Loop", Capturing)
+    with pytest.raises(Captured) as caught:
+        run_train(replace(config, seed=7), SMALL, digits, RunDir(tmp_path))
+    (plan,) = caught.value.args
+    assert (plan.steps_per_epoch, plan.batch_size) == (len(digits.train) // 128, 128)
+    augmentation = Augmentation(crop_padding=1, flip=False, cutout_length=2)
+    options = {"mean": digits.mean, "std": digits.std, "seed": 7, "epoch": 2, "skip_batches": 8, "augmentation": augmentation}
+    expected = list(batches(digits.train, 128, **options).as_numpy_iterator())
+    actual = list(plan.batches(2, 8).as_numpy_iterator())
+    assert len(actual) == len(expected) == 2
+    for (images, labels), (other_images, other_labels) in zip(actual, expected, strict=True):
+        np.testing.assert_array_equal(images, other_images)
+        np.testing.assert_array_equal(labels, other_labels)
+
+
+def test_the_seed_and_the_drop_path_of_a_training(config, digits, tmp_path, monkeypatch):
+    """The seed gives the initial weights; the rate is set before an epoch, the step that keys the masks before every step."""
+    calls, first = [], {}
+    set_drop_path = Trainer.set_drop_path
+
+    def record(trainer, **given):
+        calls.append(given)
+        set_drop_path(trainer, **given)
+
+    def scripted(model, split, **_):
+        first.setdefault(name, model.get_weights()[0])
+        return {"images": len(split), "top1": 0.5, "top5": 1.0, "loss": 1.0}
+
+    monkeypatch.setattr(Trainer, "set_drop_path", record)
+    monkeypatch.setattr(Trainer, "step", count_up)
+    monkeypatch.setattr(train_module, "measure", scripted)
+    for name, seed in (("one", 1), ("again", 1), ("other", 2)):
+        run_train(replace(config, seed=seed, train={"epochs": 2}), SMALL, digits, RunDir(tmp_path / name), say=lambda line: None)
+    np.testing.assert_array_equal(first["one"], first["again"])
+    assert not np.array_equal(first["one"], first["other"])
+    epochs = [[{"rate": pytest.approx(rate)}, *({"step": start + step} for step in range(STEPS))] for rate, start in ((0.0, 0), (0.15, 10))]
+    assert calls == 3 * [call for epoch in epochs for call in epoch]
+
+
 def test_drop_path_follows_the_schedule_and_the_step(config):
     trainer = Trainer(config, SMALL, trained_plan(config, SMALL, (8, 8, 1), 10), STEPS, tf.distribute.get_strategy())
     images = tf.random.stateless_normal([4, 8, 8, 1], seed=(0, 0))
@@ -251,16 +358,16 @@ def test_drop_path_follows_the_schedule_and_the_step(config):
 
 
 @pytest.mark.slow
-def test_training_on_two_replicas(config, tmp_path):
+def test_training_on_two_replicas(config, digits, tmp_path):
     """Batch-norm and gradients over both replicas: with nothing random in it, two devices learn what one does."""
     config = replace(config, train={"epochs": 1, "drop_path_rate": 0.0, "batch_size": 512})
-    digits = load_datasets(config.data, config.seed)
+    other = dataclasses.replace(SMALL, normal=SMALL.reduction)  # first, with collective operations of other shapes
     models, losses = [], []
-    for strategy in ("none", "mirrored"):
-        run_dir = RunDir(tmp_path / strategy)
-        run_train(replace(config, distribution={"strategy": strategy}), SMALL, digits, run_dir, say=lambda line: None)
-        models.append(load_trained(config, SMALL, digits, run_dir))
+    for number, (strategy, genotype) in enumerate((("mirrored", other), ("none", SMALL), ("mirrored", SMALL))):
+        run_dir = RunDir(tmp_path / str(number))
+        run_train(replace(config, distribution={"strategy": strategy}), genotype, digits, run_dir, say=lambda line: None)
+        models.append(load_trained(config, genotype, digits, run_dir))
         losses.append(run_dir.read_metrics("train")[0]["loss"])
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
-    one, two = (predict_logits(model, digits.holdout, mean=digits.mean, std=digits.std) for model in models)
+    assert losses[1] == pytest.approx(losses[2], rel=1e-4)
+    one, two = (predict_logits(model, digits.holdout, mean=digits.mean, std=digits.std) for model in models[1:])
     np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-3)
