@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 
+import keras
 import numpy as np
 import pytest
 
@@ -79,6 +80,7 @@ def _trained(path, genotype, datasets, export):
     from sivdnas_tf.training.train import WEIGHTS, train_settings, trained_plan
 
     config = replace(Config(), train={"channels": 4, "cells": 3}, export={"verification_images": 40, **export})
+    keras.utils.set_random_seed(1)  # weights that do not depend on which tests ran before
     network = evaluation_network(genotype, trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names)))
     _unsettle(network, datasets)
     run_dir = RunDir(path)
