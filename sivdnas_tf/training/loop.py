@@ -158,7 +158,7 @@ class Loop:
                 sums[-1] = seconds_before + time.monotonic() - started
                 self._step.assign_add(1)
                 self._sums.assign(sums)
-                progress.update()
+                progress.update(plan.batch_size)
                 progress.set_postfix({name: f"{sums[i] / sums[-2]:.4f}" for i, name in enumerate(plan.metric_names) if name in seen})
                 self._save_if_due(received)
         return self._record(epoch, sums, seen)
@@ -179,10 +179,10 @@ class Loop:
     def _progress(self, epoch, skip):
         # disable=None: a bar on a terminal only; a log file gets the line an epoch.
         return tqdm.tqdm(
-            total=self.plan.steps_per_epoch,
-            initial=skip,
+            total=self.plan.steps_per_epoch * self.plan.batch_size,
+            initial=skip * self.plan.batch_size,
             desc=f"{self.plan.stage} {epoch + 1}/{self.plan.epochs}",
-            unit="step",
+            unit=" images",
             leave=False,
             disable=None,
             file=sys.stderr,
