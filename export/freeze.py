@@ -5,9 +5,8 @@ import tensorflow as tf
 
 from sivdnas_tf.config import BudgetConfig
 from sivdnas_tf.data.augment import normalise
-from sivdnas_tf.errors import RunDirError
 from sivdnas_tf.profiling.costs import check_budget
-from sivdnas_tf.training.train import WEIGHTS, load_trained
+from sivdnas_tf.training.train import load_trained
 
 
 @keras.saving.register_keras_serializable("sivdnas_tf")
@@ -92,9 +91,5 @@ def freeze(config, genotype, datasets, run_dir):
     Raises:
       RunDirError: where the weights are damaged, or another network's.
     """
-    try:
-        network = load_trained(config, genotype, datasets, run_dir)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise RunDirError(f"{run_dir.file(WEIGHTS)} must hold the weights of the run's network. Received: {reason}") from error
+    network = load_trained(config, genotype, datasets, run_dir)
     return with_preprocessing(network, config.export.preprocessing, datasets.mean, datasets.std)

@@ -43,7 +43,7 @@ class Command:
       help: one line for the list of commands.
       flags: names in `_DEFINITIONS`.
       required: those of them that must be given.
-      run: function of the parsed `FlagValues` (and, with a `config` flag, the `Config`).
+      run: function of the parsed `FlagValues`.
     """
 
     help: str

@@ -85,7 +85,7 @@ class Genotype:
     def canonical(self):
         """The same architecture with edges and concatenation in sorted order.
 
-        Two genotypes build the same function up to the order of channels exactly if their canonical cells are equal.
+        Two genotypes whose canonical cells are equal build the same function, up to the order of channels.
         """
         cells = [
             Cell(

@@ -20,6 +20,7 @@ from sivdnas_tf.data.datasets import (
     steps_per_epoch,
 )
 from sivdnas_tf.errors import ConfigError, DataError
+from sivdnas_tf.training.distribution import make_strategy
 
 SPLITS = ("weights", "architecture", "holdout", "test")
 N_CLASSES = 3
@@ -253,7 +254,7 @@ def test_evaluation_batches_are_all_images_in_order_and_unaugmented(digits):
 
 
 def test_batches_under_a_strategy_hold_the_same_images(digits):
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = make_strategy("mirrored")
     dataset = bilevel_batches(digits, 64, seed=0, epoch=0, augmentation=Augmentation(2, True, 3))
     distributed = strategy.experimental_distribute_dataset(dataset)
 

@@ -9,6 +9,7 @@ from sivdnas_tf.config import SearchConfig
 from sivdnas_tf.errors import ConfigError
 from sivdnas_tf.layers.semi_implicit_dropout import MIXINGS, SemiImplicitDropout
 from sivdnas_tf.search_space import get_search_space
+from sivdnas_tf.training.distribution import make_strategy
 from sivdnas_tf.variational.distributions import Draw, SemiImplicitPosterior, step_seed
 from sivdnas_tf.variational.kl import kl_divergence_closed_form
 
@@ -341,7 +342,7 @@ def test_float32_under_a_global_bfloat16_policy():
 
 
 def test_replicas_draw_the_same_and_agree_with_a_single_device():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = make_strategy("mirrored")
     with strategy.scope():
         layer = operations(initial_log_dropout_rate=0.0)
 
