@@ -83,10 +83,14 @@ class BatchStatisticsNormalization(keras.layers.Layer):
             self.scale = self.add_weight(name="scale", shape=(input_shape[-1],), initializer="ones")
             self.offset = self.add_weight(name="offset", shape=(input_shape[-1],), initializer="zeros")
 
-    def call(self, inputs):
-        """Maps `[batch, height, width, channels]` to the same shape."""
+    def call(self, inputs, factor=1.0):
+        """Maps `[batch, height, width, channels]` to the same shape.
+
+        `factor`, a scalar, multiplies the result of a layer without affine parameters: as the kernel's own scale it costs nothing, and
+        its gradient little.
+        """
         channels = inputs.shape[-1]
-        scale = tf.cast(self.scale, tf.float32) if self.affine else tf.ones([channels])
+        scale = tf.cast(self.scale, tf.float32) if self.affine else tf.fill([channels], tf.cast(factor, tf.float32))
         offset = tf.cast(self.offset, tf.float32) if self.affine else tf.zeros([channels])
         return tf.raw_ops.FusedBatchNormV3(
             x=inputs, scale=scale, offset=offset, mean=tf.zeros([0]), variance=tf.zeros([0]), epsilon=_EPSILON, is_training=True
@@ -102,7 +106,10 @@ class BatchStatisticsNormalization(keras.layers.Layer):
 
 
 class Chain(keras.layers.Layer):
-    """A layer that applies its `steps`, made by `make_steps(input_shape)`, one after the other."""
+    """A layer that applies its `steps`, made by `make_steps(input_shape)`, one after the other.
+
+    The last `n - first_step` of them alone, and a `factor` for the output, are for the supernet, where several operations begin alike.
+    """
 
     def build(self, input_shape):
         """Makes and builds the steps."""
@@ -111,11 +118,22 @@ class Chain(keras.layers.Layer):
             step.build(input_shape)
             input_shape = step.compute_output_shape(input_shape)
 
-    def call(self, inputs, training=None):
-        """Maps `[batch, height, width, channels]` to `[batch, height', width', channels']`."""
-        for step in self.steps:
-            inputs = step(inputs, training=training) if isinstance(step, keras.layers.BatchNormalization) else step(inputs)
-        return inputs
+    def call(self, inputs, training=None, first_step=0, factor=None):
+        """Maps `[batch, height, width, channels]` to `[batch, height', width', channels']`.
+
+        Args:
+          inputs: what the first step takes, or the step of number `first_step`.
+          training: for batch-norm with moving averages.
+          first_step: number of steps that are left out.
+          factor: scalar for the output of a last step that is a `BatchStatisticsNormalization`.
+        """
+        *steps, last = self.steps[first_step:]
+        for step in steps:
+            inputs = self._apply(step, inputs, training)
+        return self._apply(last, inputs, training) if factor is None else last(inputs, factor=factor)
+
+    def _apply(self, step, inputs, training):
+        return step(inputs, training=training) if isinstance(step, keras.layers.BatchNormalization) else step(inputs)
 
     def compute_output_shape(self, input_shape):
         """Shape after all steps."""
@@ -319,11 +337,22 @@ class FactorizedReduce(keras.layers.Layer):
             layer.build(input_shape)
         self.norm.build(self.compute_output_shape(input_shape))
 
-    def call(self, inputs, training=None):
-        """Maps `[batch, 2m, 2m, c]` to `[batch, m, m, channels]`."""
-        inputs = self.relu(inputs)
-        # A 1x1 convolution of stride 2 reads every second pixel: taking those first is the same and cheaper.
-        halves = keras.ops.concatenate([self.conv_1(self.even(inputs)), self.conv_2(self.shift(inputs))], axis=-1)
+    def call(self, inputs, training=None, shifted=None, factor=None):
+        """Maps `[batch, 2m, 2m, c]` to `[batch, m, m, channels]`.
+
+        Args:
+          inputs: the image; with `shifted`, its pixels (0, 0), (0, 2), … after ReLU.
+          training: for batch-norm with moving averages.
+          shifted: its pixels (1, 1), (1, 3), … after ReLU, where the supernet has both already.
+          factor: as for a `Chain`.
+        """
+        if shifted is None:
+            inputs = self.relu(inputs)
+            # A 1x1 convolution of stride 2 reads every second pixel: taking those first is the same and cheaper.
+            inputs, shifted = self.even(inputs), self.shift(inputs)
+        halves = keras.ops.concatenate([self.conv_1(inputs), self.conv_2(shifted)], axis=-1)
+        if factor is not None:
+            return self.norm(halves, factor=factor)
         return self.norm(halves, training=training) if isinstance(self.norm, keras.layers.BatchNormalization) else self.norm(halves)
 
     def compute_output_shape(self, input_shape):

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from sivdnas_tf.layers import blocks
+from sivdnas_tf.layers.mixed_operation import MixedOperation, empty_sums, total
 from sivdnas_tf.layers.operations import candidate_operation, is_identity
 
 
@@ -36,67 +37,21 @@ def preprocessing(cell_plan, normalization, name):
     )
 
 
-class EdgeKind:
-    """One compiled function for all search edges of the same width and stride.
-
-    A supernet has a hundred edges of five kinds. Tracing every candidate operation of every edge takes minutes; this traces those of a
-    kind once (for each resolution and replica) and passes an edge's weights as arguments. `_noinline` keeps the graph optimizer from
-    expanding the function again. Not a Keras layer, so that the templates' own variables are nobody's weights.
-
-    Args:
-      primitives: names of the candidate operations, in the order of the samples.
-      channels: of input and output.
-      stride: 1 or 2.
-    """
-
-    def __init__(self, primitives, channels, stride):
-        self.stride = stride
-        self.templates = [
-            candidate_operation(
-                primitive, channels=channels, stride=stride, normalization="batch_statistics", pool_normalization="batch_statistics"
-            )
-            for primitive in primitives
-        ]
-        for template in self.templates:
-            template.build((None, None, None, channels))
-        self.apply = tf.function(self._apply, autograph=False, experimental_attributes={"_noinline": True})
-
-    def _apply(self, accumulator, inputs, samples, gates, weights):
-        """accumulator + sum over primitives of samples[p] * operation_p(inputs), computing only those whose gate is on.
-
-        Args:
-          accumulator: `[batch, n', n', channels]`, the node's sum so far.
-          inputs: `[batch, n, n, channels]`, the predecessor's state.
-          samples: [P], what multiplies each operation's output.
-          gates: [P], bool.
-          weights: a list of tensors a primitive, as in the templates' `trainable_variables`.
-        """
-        for index, template in enumerate(self.templates):
-
-            def added(template=template, index=index, accumulator=accumulator):
-                output, _ = template.stateless_call(weights[index], [], inputs)
-                return accumulator + samples[index] * output
-
-            # Adding inside the branch: an operation that is off leaves no tensor of zeros behind.
-            accumulator = tf.cond(gates[index], added, lambda accumulator=accumulator: accumulator)
-        return accumulator
-
-
 class SearchEdge(keras.layers.Layer):
-    """The weights of all candidate operations of one edge of one cell; computes through its `EdgeKind`.
+    """The weights of all candidate operations of one edge of one cell; computes through a `MixedOperation`.
 
     Args:
-      kind: the shared `EdgeKind`.
+      mixed: the shared `MixedOperation`.
     """
 
-    def __init__(self, kind, **kwargs):
+    def __init__(self, mixed, **kwargs):
         super().__init__(**kwargs)
-        self._kind = kind
+        self._mixed = mixed
         self.operation_weights = []
 
     def build(self):
         """Makes the weights, shaped as the templates'."""
-        for primitive, template in enumerate(self._kind.templates):
+        for primitive, template in enumerate(self._mixed.templates):
             self.operation_weights.append([self._copy_of(variable, f"operation{primitive}") for variable in template.trainable_variables])
         self.built = True
 
@@ -106,10 +61,10 @@ class SearchEdge(keras.layers.Layer):
         fan_in = height * width * (1 if "depthwise" in layer else in_channels)
         return self.add_weight(name=f"{prefix}_{layer}", shape=variable.shape, initializer=blocks.fan_in_uniform(fan_in))
 
-    def call(self, accumulator, inputs, samples, gates):
-        """See `EdgeKind`."""
+    def call(self, sums, beginnings, samples, gates):
+        """See `MixedOperation`."""
         weights = [[tf.convert_to_tensor(variable) for variable in variables] for variables in self.operation_weights]
-        return self._kind.apply(accumulator, inputs, samples, gates, weights)
+        return self._mixed.add(sums, beginnings, samples, gates, weights)
 
 
 class SearchCell(keras.layers.Layer):
@@ -118,19 +73,21 @@ class SearchCell(keras.layers.Layer):
     Args:
       space: the `SearchSpace`.
       cell_plan: the `CellPlan`.
-      edge_kinds: dict from `(channels, stride)` to `EdgeKind`, shared by the supernet's cells; missing kinds are added.
+      mixed_operations: dict from `(channels, stride)` to `MixedOperation`, shared by the supernet's cells; missing ones are added.
     """
 
-    def __init__(self, space, cell_plan, edge_kinds, **kwargs):
+    def __init__(self, space, cell_plan, mixed_operations, **kwargs):
         super().__init__(**kwargs)
         self._space, self._plan = space, cell_plan
         self.preprocess0, self.preprocess1 = preprocessing(cell_plan, "batch_statistics", "cell")
         self.edges = []
+        self._mixed = {}
         for predecessor, node in space.edges:
             key = (cell_plan.channels, cell_plan.stride(predecessor))
-            if key not in edge_kinds:
-                edge_kinds[key] = EdgeKind(space.primitives, *key)
-            self.edges.append(SearchEdge(edge_kinds[key], name=f"edge_{predecessor}_{node}"))
+            if key not in mixed_operations:
+                mixed_operations[key] = MixedOperation(space.primitives, *key)
+            self._mixed[predecessor] = mixed_operations[key]
+            self.edges.append(SearchEdge(mixed_operations[key], name=f"edge_{predecessor}_{node}"))
 
     def build(self):
         """Makes all weights."""
@@ -151,13 +108,21 @@ class SearchCell(keras.layers.Layer):
         Returns:
           `[batch, n, n, nodes * channels]`.
         """
+        beginnings = {}
+
+        def beginnings_of(state, states):
+            if state not in beginnings:
+                leaving = [index for index, (predecessor, _) in enumerate(self._space.edges) if predecessor == state]
+                needed = tf.reduce_any(tf.gather(gates, leaving), axis=0)
+                beginnings[state] = self._mixed[state].beginnings(states[state], needed)
+            return beginnings[state]
 
         def node_output(node, states):
-            total = tf.zeros_like(states[0][:, :: self._plan.stride(0), :: self._plan.stride(0), :])
+            sums = empty_sums(states[0][:, :: self._plan.stride(0), :: self._plan.stride(0), :])
             for index in self._space.edges_into(node):
                 predecessor = self._space.edges[index][0]
-                total = self.edges[index](total, states[predecessor], samples[index], gates[index])
-            return total
+                sums = self.edges[index](sums, beginnings_of(predecessor, states), samples[index], gates[index])
+            return total(sums)
 
         inputs = self.preprocess0(inputs_0), self.preprocess1(inputs_1)
         return wire(inputs, self._space.nodes, node_output, self._space.nodes)

@@ -119,7 +119,7 @@ def searched_weights(supernet, genotype):
             for number, edge in enumerate(genotype_cell.edges_into(node)):
                 search_edge = cell.edges[SPACE.edges.index((edge.predecessor, node))]
                 primitive = SPACE.primitives.index(edge.operation)
-                names = [tail(variable) for variable in search_edge._kind.templates[primitive].trainable_variables]
+                names = [tail(variable) for variable in search_edge._mixed.templates[primitive].trainable_variables]
                 layer = f"cell{plan.index}_node{node}_{number}_from{edge.predecessor}_{edge.operation}"
                 values[layer] = dict(zip(names, search_edge.operation_weights[primitive], strict=True))
     return values

@@ -175,7 +175,7 @@ def test_edges_and_nodes_are_weighted_sums(supernet):
         for index, (predecessor, target) in enumerate(TINY.edges):
             if target == node:
                 edge = cell.edges[index]
-                for primitive, template in enumerate(edge._kind.templates):
+                for primitive, template in enumerate(edge._mixed.templates):
                     for variable, value in zip(template.trainable_variables, edge.operation_weights[primitive], strict=True):
                         variable.assign(value)
                     total = total + samples[index, primitive] * template(states[predecessor])
