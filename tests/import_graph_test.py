@@ -34,7 +34,7 @@ LAYERS = {
         "derive",
         "zoo.registry",
     ),
-    3: ("models.cells", "training.loop"),
+    3: ("layers.mixed_operation", "models.cells", "training.loop"),
     4: ("models.supernet", "models.evaluation_network", "training.evaluate"),
     5: ("training.search", "training.train"),
     6: (

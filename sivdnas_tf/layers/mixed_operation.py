@@ -18,6 +18,7 @@ import tensorflow as tf
 from sivdnas_tf.layers import blocks
 from sivdnas_tf.layers.operations import candidate_operation
 
+
 def empty_sums(like):
     """Sums to start from, a dict of zeros: "image" shaped as `like`, and for an even size "phases", shaped as `to_phases(like)`."""
     sums = {"image": tf.zeros_like(like)}
@@ -65,6 +66,7 @@ class MixedOperation:
         }
         # _noinline keeps the graph optimizer from expanding the function at each of its hundred calls.
         self._add = tf.function(self._add_gated, autograph=False, experimental_attributes={"_noinline": True})
+        self._begin = tf.function(self._beginnings, autograph=False, experimental_attributes={"_noinline": True})
 
     @staticmethod
     def _template(primitive, channels, stride):
@@ -85,6 +87,9 @@ class MixedOperation:
           A dict of tensors: "image"; "relu"; the pools "max" and "average", normalised, zeros where not needed; at stride 1 and for an
           even n, "phases" of "relu"; at stride 2, "even" and "shifted", the halves of "relu" that a factorized reduce takes.
         """
+        return self._begin(image, needed)
+
+    def _beginnings(self, image, needed):
         relu = tf.nn.relu(image)
         result = {"image": image, "relu": relu}
         if self.stride == 2:
@@ -134,6 +139,8 @@ class MixedOperation:
             return sample * beginnings[template.kind]
         if isinstance(template, keras.layers.Identity):
             return sample * beginnings["image"]
+        if isinstance(template, blocks.Zero):
+            return sample * template(beginnings["image"])
         if isinstance(template, blocks.FactorizedReduce):
             return finish(template, beginnings["even"], shifted=beginnings["shifted"])
         if isinstance(template, blocks.DilConv) and "phases" in beginnings:

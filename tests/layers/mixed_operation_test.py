@@ -1,0 +1,91 @@
+"""What edges share, phases, and samples as batch-norm scales change nothing: a mixed operation is the weighted sum of its operations."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from sivdnas_tf.layers.mixed_operation import MixedOperation, empty_sums, to_phases, total
+from sivdnas_tf.search_space import DARTS_PRIMITIVES, EVALUATION_OPERATIONS
+
+CHANNELS, BATCH = 4, 3
+MIXED = {stride: MixedOperation(DARTS_PRIMITIVES, CHANNELS, stride) for stride in (1, 2)}
+EVERY_OTHER = np.arange(len(DARTS_PRIMITIVES)) % 2 == 0
+# A size of odd phases, one without phases (stride 1 only: factorized reduce takes even sizes), and the smallest.
+CASES = [(1, 6), (1, 5), (1, 2), (2, 6), (2, 4)]
+
+
+def samples():
+    return tf.constant(np.random.default_rng(1).normal(size=len(DARTS_PRIMITIVES)).astype(np.float32))
+
+
+def images(resolution):
+    return tf.constant(np.random.default_rng(2).normal(size=(BATCH, resolution, resolution, CHANNELS)).astype(np.float32))
+
+
+def variables(mixed):
+    return [list(template.trainable_variables) for template in mixed.templates]
+
+
+def plain(mixed, image, factors, gates):
+    """The sum as Eq. 12 writes it, each operation on its own."""
+    return tf.add_n([factors[index] * mixed.templates[index](image) for index in np.flatnonzero(gates)])
+
+
+def mixed_sum(mixed, image, factors, gates):
+    sums = empty_sums(image[:, :: mixed.stride, :: mixed.stride, :])
+    weights = [[tf.convert_to_tensor(variable) for variable in own] for own in variables(mixed)]
+    begun = mixed.beginnings(image, tf.constant(gates))
+    return total(mixed.add(sums, begun, factors, tf.constant(gates), weights))
+
+
+def with_gradients(function, mixed, image, factors, gates):
+    """The output and the gradients of a projection of it to image, factors and all weights."""
+    weights = [variable.value for own in variables(mixed) for variable in own]
+
+    @tf.function(autograph=False)
+    def compute():
+        with tf.GradientTape() as tape:
+            tape.watch([image, factors])
+            output = function(mixed, image, factors, gates)
+            direction = tf.random.stateless_normal(output.shape, [3, 4])
+            value = tf.reduce_sum(output * direction)
+        return output, tape.gradient(value, [image, factors, *weights], unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+    output, gradients = compute()
+    return [output.numpy(), *(tf.convert_to_tensor(gradient).numpy() for gradient in gradients)]
+
+
+@pytest.mark.parametrize("gates", [np.ones(7, bool), EVERY_OTHER, ~EVERY_OTHER], ids=["all", "every other", "the others"])
+@pytest.mark.parametrize(("stride", "resolution"), CASES)
+def test_values_and_gradients_are_those_of_the_weighted_sum(stride, resolution, gates):
+    arguments = MIXED[stride], images(resolution), samples(), gates
+    for shared, alone in zip(with_gradients(mixed_sum, *arguments), with_gradients(plain, *arguments), strict=True):
+        np.testing.assert_allclose(shared, alone, atol=2e-4 * max(1.0, np.abs(alone).max()))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_nothing_is_added_where_every_gate_is_off(stride):
+    off = np.zeros(len(DARTS_PRIMITIVES), bool)
+    assert not np.any(mixed_sum(MIXED[stride], images(6), samples(), off))
+
+
+def test_pools_that_no_edge_needs_are_not_computed():
+    begun = MIXED[1].beginnings(images(6), tf.constant(EVERY_OTHER))  # max pool needed, average pool not
+    assert np.any(begun["max"]) and not np.any(begun["average"])
+
+
+def test_every_operation_of_an_evaluation_can_be_mixed():
+    for stride in (1, 2):
+        mixed = MixedOperation(EVALUATION_OPERATIONS, CHANNELS, stride)
+        factors, gates = tf.ones(len(EVALUATION_OPERATIONS)), np.ones(len(EVALUATION_OPERATIONS), bool)
+        shared, alone = mixed_sum(mixed, images(6), factors, gates), plain(mixed, images(6), factors, gates)
+        np.testing.assert_allclose(shared, alone, atol=1e-4)
+
+
+def test_phases_are_the_images_of_every_second_pixel():
+    image = images(6)
+    phases = to_phases(image)
+    assert phases.shape == (4 * BATCH, 3, 3, CHANNELS)
+    expected = [image[:, row::2, column::2] for row in (0, 1) for column in (0, 1)]
+    np.testing.assert_array_equal(phases, tf.concat(expected, axis=0))
+    np.testing.assert_array_equal(total({"image": tf.zeros_like(image), "phases": phases}), image)
