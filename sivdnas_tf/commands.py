@@ -195,15 +195,17 @@ def dry_run(config, say=print):
     """Says what `run` would do and cost, reading the images but writing nothing."""
     import_tensorflow()
     from sivdnas_tf.data.datasets import steps_per_epoch
-    from sivdnas_tf.training.search import build_supernet
+    from sivdnas_tf.training.search import build_supernet, search_datasets, search_steps
 
     datasets = _datasets(config)
     splits = (datasets.weights, datasets.architecture, datasets.holdout, datasets.test)
     say(f"data: {datasets.name}, {'x'.join(map(str, datasets.image_shape))}, {len(datasets.class_names)} classes")
     say("splits: " + ", ".join(f"{split.name} {len(split)}" for split in splits))
-    steps = steps_per_epoch(datasets.weights, config.search.batch_size)
-    supernet = build_supernet(config, datasets.image_shape, len(datasets.class_names), steps)
-    size = f"{config.search.epochs} epochs of {steps} steps of 2 x {config.search.batch_size} images"
+    searched = search_datasets(config, datasets)
+    steps = search_steps(config, searched)
+    supernet = build_supernet(config, searched.image_shape, len(searched.class_names), steps)
+    shape = "x".join(map(str, searched.image_shape))
+    size = f"{config.search.epochs} epochs of {steps} steps of 2 x {config.search.batch_size} images of {shape}"
     say(f"search: {size}, {supernet.count_params():,} params")
     steps = steps_per_epoch(datasets.train, config.train.batch_size)
     say(f"train: {config.train.epochs} epochs of {steps} steps of {config.train.batch_size} images")

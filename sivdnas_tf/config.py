@@ -46,7 +46,9 @@ class SearchConfig:
     Attributes:
       search_space: name of the space; its primitives compete on every edge.
       channels, cells: size of the supernet.
-      epochs: over the smaller half of the training images.
+      resolution: pixels a side that the search sees, from 8 to 64, images shrunk or enlarged to it; 0 takes them as `data` gives them.
+      epochs: passes over the weight half of the training images, or of `steps_per_epoch` steps.
+      steps_per_epoch: steps of an epoch, at most what the half has; each epoch then sees another random part of it. 0 sees all of it.
       warmup_epochs: first epochs, in which only weights are updated.
       batch_size: images a step, all replicas together, of each half.
       mixing: how w and phi become mixing weights: "identity", "sigmoid" or "softmax".
@@ -63,7 +65,9 @@ class SearchConfig:
     search_space: str = _field("darts", choices=tuple(SEARCH_SPACES))
     channels: int = _field(16, low=2)
     cells: int = _field(8, low=3)
+    resolution: int = _field(0, low=0, high=64)
     epochs: int = _field(50, low=1)
+    steps_per_epoch: int = _field(0, low=0)
     warmup_epochs: int = _field(15, low=0)
     batch_size: int = _field(64, low=1)
     mixing: str = _field("identity", choices=("identity", "sigmoid", "softmax"))

@@ -23,6 +23,7 @@ from sivdnas_tf.data.augment import Augmentation, normalise
 from sivdnas_tf.errors import DataError, nearest
 
 _MIN_STD = 1 / 255  # one grey level: a constant channel is divided by it, not by zero
+_SPLITS = ("weights", "architecture", "holdout", "test")
 _CHUNK = 512  # images that are counted or read at a time
 _TFDS_NAME = re.compile(r"[a-zA-Z]\w*(/[\w+.-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?")  # NAME, NAME/CONFIG, NAME:VERSION, NAME/CONFIG:VERSION
 
@@ -80,6 +81,17 @@ class Datasets:
         """The `Split` "train": weights and architecture together, for the training of the evaluation network."""
         halves = (self.weights, self.architecture)
         return Split("train", *(np.concatenate([getattr(half, field) for half in halves]) for field in ("images", "labels", "ids")))
+
+    def resized(self, resolution):
+        """The same images, in the same splits, at another resolution (antialiased), with their own mean and standard deviation."""
+        if resolution == self.image_shape[0]:
+            return self
+        splits = {
+            name: dataclasses.replace(getattr(self, name), images=_resized_array(getattr(self, name).images, resolution))
+            for name in _SPLITS
+        }
+        mean, std = _channel_statistics([splits["weights"].images, splits["architecture"].images])
+        return dataclasses.replace(self, image_shape=(resolution, resolution, self.image_shape[2]), mean=mean, std=std, **splits)
 
 
 def load_datasets(data_config, seed):
@@ -158,7 +170,7 @@ def steps_per_epoch(split, batch_size, drop_remainder=True):
     return len(split) // batch_size if drop_remainder else -(-len(split) // batch_size)
 
 
-def batches(split, batch_size, *, mean, std, seed, epoch, skip_batches=0, augmentation=None, drop_remainder=True):
+def batches(split, batch_size, *, mean, std, seed, epoch, skip_batches=0, max_batches=None, augmentation=None, drop_remainder=True):
     """One epoch of training batches.
 
     The order is a permutation drawn from (seed, split name, epoch), an image's augmentation from (seed, epoch, image id). An epoch
@@ -170,6 +182,7 @@ def batches(split, batch_size, *, mean, std, seed, epoch, skip_batches=0, augmen
       mean, std: of each channel in units of pixel / 255, [C].
       seed, epoch: integers, at least 0.
       skip_batches: number of first batches that are left out.
+      max_batches: number of batches, the skipped ones among them, after which the epoch ends; None goes through the whole split.
       augmentation: an `Augmentation`, or None.
       drop_remainder: whether the last, smaller batch is left out.
 
@@ -194,10 +207,11 @@ def batches(split, batch_size, *, mean, std, seed, epoch, skip_batches=0, augmen
         seeds = tf.stack([tf.fill(tf.shape(image_ids), epoch_seed), image_ids], axis=1)
         return augmentation(tf.gather(images, positions), seeds, mean, std), tf.gather(labels, positions)
 
-    return _mapped_batches(order[skip_batches * batch_size :], batch_size, load, drop_remainder)
+    end = None if max_batches is None else max_batches * batch_size
+    return _mapped_batches(order[skip_batches * batch_size : end], batch_size, load, drop_remainder)
 
 
-def bilevel_batches(datasets, batch_size, *, seed, epoch, skip_batches=0, augmentation=None):
+def bilevel_batches(datasets, batch_size, *, seed, epoch, skip_batches=0, max_batches=None, augmentation=None):
     """One epoch of a bilevel search: a batch of each half a step, both augmented (as the reference does). Arguments as `batches`.
 
     Returns:
@@ -205,7 +219,7 @@ def bilevel_batches(datasets, batch_size, *, seed, epoch, skip_batches=0, augmen
     """
     options = {"mean": datasets.mean, "std": datasets.std, "seed": seed, "epoch": epoch}
     halves = [
-        batches(half, batch_size, skip_batches=skip_batches, augmentation=augmentation, **options)
+        batches(half, batch_size, skip_batches=skip_batches, max_batches=max_batches, augmentation=augmentation, **options)
         for half in (datasets.weights, datasets.architecture)
     ]
     return tf.data.Dataset.zip(tuple(halves))
@@ -423,6 +437,12 @@ def _collect(dataset, data_config):
     if not images:
         raise DataError(f"a split of dataset {data_config.name!r} holds no image. Received: 0 images")
     return np.concatenate(images), np.concatenate(labels).astype(np.int32)
+
+
+def _resized_array(images, resolution):
+    """uint8 images [n, R, R, C] at another resolution, a chunk at a time: in float32 they take four times the memory."""
+    starts = range(0, len(images), _CHUNK)
+    return np.concatenate([_resized(images[start : start + _CHUNK], resolution).numpy() for start in starts])
 
 
 def _resized(image, resolution):

@@ -8,19 +8,42 @@ import tensorflow as tf
 
 from sivdnas_tf.data.augment import Augmentation
 from sivdnas_tf.data.datasets import bilevel_batches, steps_per_epoch
+from sivdnas_tf.errors import ConfigError, DataError
 from sivdnas_tf.models.supernet import Supernet
 from sivdnas_tf.search_space import CELL_TYPES, get_search_space, plan_network
 from sivdnas_tf.training import schedules
 from sivdnas_tf.training.distribution import check_batch_size, make_strategy, set_seeds
 from sivdnas_tf.training.loop import Loop, LoopPlan, model_state
 
+RESOLUTIONS = (8, 64)  # smallest and largest: below, a twice reduced image has one pixel; above, memory and time are not a proxy's
 _HISTORY = "search/posterior_history.npz"
 _METRICS = ("loss", "accuracy", "architecture_loss", "architecture_accuracy", "kl")
 _ADVICE = "a smaller search.learning_rate or search.architecture_learning_rate, or a smaller search.gradient_clip_norm."
 
 
+def search_datasets(config, datasets):
+    """The images that a search sees: those of `datasets`, at `search.resolution` where it is set."""
+    return datasets.resized(config.search.resolution) if config.search.resolution else datasets
+
+
+def search_steps(config, datasets):
+    """Steps of an epoch: those of the weight half, or `search.steps_per_epoch`; raises `DataError` where the half has fewer."""
+    available = steps_per_epoch(datasets.weights, config.search.batch_size)
+    if config.search.steps_per_epoch > available:
+        raise DataError(
+            f"search.steps_per_epoch must be at most {available}, the batches of {config.search.batch_size} that half of the training "
+            f"images make. Received: {config.search.steps_per_epoch}"
+        )
+    return config.search.steps_per_epoch or available
+
+
 def supernet_plan(config, image_shape, classes):
     """The `NetworkPlan` of a configuration's supernet; raises `ConfigError` where there is no such network."""
+    if not RESOLUTIONS[0] <= image_shape[0] <= RESOLUTIONS[1]:
+        raise ConfigError(
+            f"a search takes images of {RESOLUTIONS[0]} to {RESOLUTIONS[1]} pixels a side: search.resolution makes them so. "
+            f"Received: images of {image_shape[0]} pixels"
+        )
     space = get_search_space(config.search.search_space)
     return plan_network(
         "cifar",
@@ -79,7 +102,8 @@ def run_search(config, datasets, run_dir, overwrite=False, say=print):
     strategy = make_strategy(config.distribution.strategy)
     # What can never run is refused before its settings are on record, where they would stand in the way of better ones.
     check_batch_size(config.search.batch_size, strategy, "search.batch_size")
-    steps = steps_per_epoch(datasets.weights, config.search.batch_size)
+    datasets = search_datasets(config, datasets)
+    steps = search_steps(config, datasets)
     supernet_plan(config, datasets.image_shape, len(datasets.class_names))
     _augmentation(config).check(datasets.image_shape)
     state = run_dir.begin("search", config.stage_settings("search"), overwrite)
@@ -125,7 +149,7 @@ def _loop_plan(config, datasets, run_dir, supernet, steps):
         steps_per_epoch=steps,
         batch_size=2 * search.batch_size,
         batches=lambda epoch, skip: bilevel_batches(
-            datasets, search.batch_size, seed=config.seed, epoch=epoch, skip_batches=skip, augmentation=augmentation
+            datasets, search.batch_size, seed=config.seed, epoch=epoch, skip_batches=skip, max_batches=steps, augmentation=augmentation
         ),
         step=lambda epoch: warm_up_step if epoch < search.warmup_epochs else supernet.bilevel_step,
         metric_names=_METRICS,

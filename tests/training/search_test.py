@@ -223,6 +223,21 @@ REFUSED = {
     "odd channels": ({"search": {"channels": 5}}, ConfigError, "channels=5"),
     "crop larger than the image": ({"data": {"crop_padding": 8}}, ConfigError, "crop_padding must be from 0 to 7"),
     "cutout larger than the image": ({"search": {"cutout_length": 16}}, ConfigError, "cutout_length must be from 0 to 7"),
+    "size that does not halve twice": (
+        {"search": {"resolution": 9}},
+        ConfigError,
+        "multiple of 4, since every reduction halves an even size exactly. Received: resolution=9",
+    ),
+    "images too small for a search": (
+        {"search": {"resolution": 4}, "data": {"crop_padding": 0}},
+        ConfigError,
+        "a search takes images of 8 to 64 pixels a side: search.resolution makes them so. Received: images of 4 pixels",
+    ),
+    "more steps than images": (
+        {"search": {"steps_per_epoch": 6}},
+        DataError,
+        "search.steps_per_epoch must be at most 5, the batches of 128 that half of the training images make. Received: 6",
+    ),
     "batch that replicas cannot share": (
         {"search": {"batch_size": 33}, "distribution": {"strategy": "mirrored"}},
         ConfigError,
@@ -239,7 +254,10 @@ def test_what_cannot_run_is_refused_before_it_is_on_record(digits, config, tmp_p
     assert not list(tmp_path.iterdir())
 
 
-def test_an_epoch_is_augmented_batches_of_both_halves(config, digits, tmp_path, monkeypatch):
+@pytest.fixture(name="planned")
+def fixture_planned(tmp_path, monkeypatch):
+    """Function of a configuration and datasets to the `LoopPlan` that a search with them would run."""
+
     class Captured(Exception):
         pass
 
@@ -248,18 +266,50 @@ def test_an_epoch_is_augmented_batches_of_both_halves(config, digits, tmp_path, 
             raise Captured(self.plan)
 
     monkeypatch.setattr(search_module, "Loop", Capturing)
-    with pytest.raises(Captured) as caught:
-        run_search(replace(config, seed=7, search={"cutout_length": 3}), digits, RunDir(tmp_path))
-    (plan,) = caught.value.args
+
+    def plan_of(config, datasets):
+        with pytest.raises(Captured) as caught:
+            run_search(config, datasets, RunDir(tmp_path), overwrite=True)
+        return caught.value.args[0]
+
+    return plan_of
+
+
+def test_an_epoch_is_augmented_batches_of_both_halves(config, digits, planned):
+    plan = planned(replace(config, seed=7, search={"cutout_length": 3}), digits)
     assert plan.steps_per_epoch == STEPS
     augmentation = Augmentation(crop_padding=1, flip=False, cutout_length=3)
     expected = list(bilevel_batches(digits, 128, seed=7, epoch=2, skip_batches=3, augmentation=augmentation).as_numpy_iterator())
     actual = list(plan.batches(2, 3).as_numpy_iterator())
     assert len(actual) == len(expected) == 2
-    for step, other in zip(actual, expected, strict=True):
-        for half, other_half in zip(step, other, strict=True):
-            for array, other_array in zip(half, other_half, strict=True):
-                np.testing.assert_array_equal(array, other_array)
+    tf.nest.map_structure(np.testing.assert_array_equal, actual, expected)
+
+
+def test_an_epoch_of_fewer_steps_is_the_start_of_the_whole_one(config, digits, planned):
+    plan = planned(replace(config, search={"steps_per_epoch": 3}), digits)
+    assert plan.steps_per_epoch == 3
+    whole = planned(config, digits)
+    tf.nest.map_structure(
+        np.testing.assert_array_equal, list(plan.batches(1, 0).as_numpy_iterator()), list(whole.batches(1, 0).as_numpy_iterator())[:3]
+    )
+    assert len(list(plan.batches(1, 2).as_numpy_iterator())) == 1
+
+
+def test_a_search_sees_images_at_its_own_resolution(config, digits, planned):
+    plan = planned(replace(config, search={"resolution": 12}), digits)
+    (images, _), (architecture_images, _) = next(iter(plan.batches(0, 0)))
+    assert images.shape == architecture_images.shape == (128, 12, 12, 1)
+    assert digits.image_shape == (8, 8, 1)  # the caller's are as they were
+
+
+@pytest.mark.parametrize("resolution", [8, 12, 20, 64])
+def test_a_search_takes_a_step_at_any_size_that_halves_twice(config, resolution):
+    # 12 and 20 end in images of 3 and 5 pixels, which have no phases.
+    supernet = build_supernet(replace(config, search={"channels": 2}), (resolution, resolution, 1), 10, steps=1)
+    generator = np.random.default_rng(0)
+    half = tf.constant(generator.normal(size=(4, resolution, resolution, 1)), tf.float32), tf.constant([0, 1, 2, 3])
+    logs = tf.function(supernet.bilevel_step, autograph=False)((half, half))
+    assert all(np.isfinite(float(value)) for value in logs.values())
 
 
 def test_the_supernet_has_the_settings_of_its_configuration(config):
