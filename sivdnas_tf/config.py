@@ -51,7 +51,7 @@ class SearchConfig:
       steps_per_epoch: steps of an epoch, at most what the half has; each epoch then sees another random part of it. 0 sees all of it.
       warmup_epochs: first epochs, in which only weights are updated.
       batch_size: images a step, all replicas together, of each half.
-      mixing: how w and phi become mixing weights: "identity", "sigmoid" or "softmax".
+      mixing: how w and phi become mixing weights: "identity", "average", "sigmoid" or "softmax", see `SemiImplicitDropout`.
       initial_log_dropout_rate: log delta and log sigma at the start.
       kl_weight: what the KL divergence is multiplied by beside the batch-mean cross-entropy; 1 / N is the ELBO as written.
       prior_gap_decay: what (1 - lambda)^2 is multiplied by an epoch, after the warm-up.
@@ -70,7 +70,7 @@ class SearchConfig:
     steps_per_epoch: int = _field(0, low=0)
     warmup_epochs: int = _field(15, low=0)
     batch_size: int = _field(64, low=1)
-    mixing: str = _field("identity", choices=("identity", "sigmoid", "softmax"))
+    mixing: str = _field("identity", choices=("identity", "average", "sigmoid", "softmax"))
     initial_log_dropout_rate: float = _field(-5.0, low=-20.0, high=20.0)
     kl_weight: float = _field(0.01, low=0.0)
     prior_gap_decay: float = _field(0.95, above=0.0, high=1.0)

@@ -13,7 +13,7 @@ from sivdnas_tf.variational.distributions import AnnealedSemiImplicitARDPrior, S
 
 tfd = tfp.distributions
 
-MIXINGS = ("identity", "sigmoid", "softmax")
+MIXINGS = ("identity", "average", "sigmoid", "softmax")
 
 
 @keras.saving.register_keras_serializable(package="sivdnas_tf")
@@ -32,10 +32,11 @@ class SemiImplicitDropout(keras.layers.Layer):
     Args:
       shape: of the parameters: (E, P) for the operations of every edge, (E,) for the edges.
       initial_log_dropout_rate: log delta at the start, everywhere.
-      mixing: "identity" (the weights as they are, initially 1), "sigmoid" (initially 1/2), or "softmax": over the last axis, or over
-        the members of each group. For the last two the variable starts at 0.
-      groups: for a 1-D shape, E integers: the node that each edge enters, over whose edges "softmax" normalises. Required by it
-        there, and without influence on the other mixings.
+      mixing: "identity" (the weights as they are, initially 1), "average" (the weights, initially 1, over their number along the last
+        axis or in their group: a sum that starts as an average and whose terms do not compete), "sigmoid" (initially 1/2), or
+        "softmax": over the last axis, or over the members of each group. For the last two the variable starts at 0.
+      groups: for a 1-D shape, E integers: the node that each edge enters, over whose edges "average" and "softmax" normalise.
+        Required by them there, and without influence on the other mixings.
       name: of the layer; its variables are `{name}/weight` and `{name}/log_dropout_rate`.
       trainable: whether the variables are trainable.
 
@@ -55,7 +56,7 @@ class SemiImplicitDropout(keras.layers.Layer):
     def build(self, input_shape=None):
         """Creates the two variables, at construction: nothing about them depends on an input."""
         del input_shape
-        self.weight = self._add_parameter("weight", 1.0 if self.mixing == "identity" else 0.0)
+        self.weight = self._add_parameter("weight", 1.0 if self.mixing in ("identity", "average") else 0.0)
         self.log_dropout_rate = self._add_parameter("log_dropout_rate", self.initial_log_dropout_rate)
         self.built = True
 
@@ -64,6 +65,8 @@ class SemiImplicitDropout(keras.layers.Layer):
         weight = tf.convert_to_tensor(self.weight)
         if self.mixing == "sigmoid":
             return tf.sigmoid(weight)
+        if self.mixing == "average":
+            return weight / (self.shape[-1] if self.groups is None else _group_sizes(self.groups))
         if self.mixing == "softmax":
             return tf.nn.softmax(weight, axis=-1) if self.groups is None else _segment_softmax(weight, self.groups)
         return weight
@@ -153,8 +156,14 @@ class SemiImplicitDropout(keras.layers.Layer):
                 "groups must hold one integer for each parameter of a 1-D shape. "
                 f"Received: {len(self.groups)} groups={self.groups}, shape={self.shape}"
             )
-        if self.mixing == "softmax" and self.groups is None and len(self.shape) == 1:
-            raise ConfigError("softmax over edges needs groups, the node that each edge enters. Received: groups=None")
+        if self.mixing in ("average", "softmax") and self.groups is None and len(self.shape) == 1:
+            raise ConfigError(f"{self.mixing} over edges needs groups, the node that each edge enters. Received: groups=None")
+
+
+def _group_sizes(groups):
+    """float32 [E]: how many members the group of each has."""
+    _, segments, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    return counts[segments].astype(np.float32)
 
 
 def _segment_softmax(logits, groups):

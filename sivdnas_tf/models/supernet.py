@@ -33,7 +33,7 @@ class Supernet(keras.Model):
     Args:
       space: a `SearchSpace`.
       plan: a `NetworkPlan` with one multiplier, the space's number of nodes, for both cell types.
-      mixing: "identity", "sigmoid" or "softmax"; see `SemiImplicitDropout`.
+      mixing: "identity", "average", "sigmoid" or "softmax"; see `SemiImplicitDropout`.
       initial_log_dropout_rate: log delta and log sigma at the start.
       seed: of gates and noise; with the step number it decides every draw.
       name: of the model.
