@@ -15,7 +15,7 @@ from absl import flags, logging
 from sivdnas_tf import commands
 from sivdnas_tf.config import Config
 from sivdnas_tf.errors import ConfigError, Interrupted, NonFiniteError, UserError, nearest
-from sivdnas_tf.run_dir import RunDir
+from sivdnas_tf.run_dir import RunDir, new_run_dir
 from sivdnas_tf.search_space import NETWORKS
 
 _PROGRAM = "sivdnas_tf"
@@ -173,11 +173,13 @@ def _run(values):
     if values.dry_run:
         commands.dry_run(config)
     else:
-        commands.run(config, RunDir(values.workdir), values.overwrite)
+        with new_run_dir(values.workdir) as run_dir:
+            commands.run(config, run_dir, values.overwrite)
 
 
 def _search(values):
-    commands.search(_config(values), RunDir(values.workdir), values.overwrite)
+    with new_run_dir(values.workdir) as run_dir:
+        commands.search(_config(values), run_dir, values.overwrite)
 
 
 def _derive(values):
@@ -185,7 +187,8 @@ def _derive(values):
 
 
 def _train(values):
-    commands.train(_config(values), RunDir(values.workdir), values.genotype, values.overwrite)
+    with new_run_dir(values.workdir) as run_dir:
+        commands.train(_config(values), run_dir, values.genotype, values.overwrite)
 
 
 def _evaluate(values):
@@ -274,7 +277,7 @@ def main(argv):
         else:
             COMMANDS[name].run(values)
     except (UserError, NonFiniteError, Interrupted) as error:
-        print(f"{_PROGRAM}: {error}", file=sys.stderr)
+        print(f"{_PROGRAM}: {' '.join(str(error).splitlines())}", file=sys.stderr)  # one line, whatever a path or a message holds
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{_PROGRAM}: interrupted; the same command continues from the last checkpoint", file=sys.stderr)

@@ -19,7 +19,7 @@ import zlib
 
 import numpy as np
 
-from sivdnas_tf.errors import RunDirError
+from sivdnas_tf.errors import RunDirError, UserError
 from sivdnas_tf.genotype import Genotype
 from sivdnas_tf.posterior import Posterior
 
@@ -92,6 +92,17 @@ def read_json(path):
         raise RunDirError(f"cannot read {path}: {error}") from None
 
 
+@contextlib.contextmanager
+def new_run_dir(path):
+    """Yields the `RunDir` of a command that may start a run; a refusal (`UserError`) takes the directories with it that this made."""
+    run_dir = RunDir(path)
+    try:
+        yield run_dir
+    except UserError:
+        run_dir.remove_if_unused()
+        raise
+
+
 @dataclasses.dataclass(frozen=True)
 class StageState:
     """What `RunDir.begin` found: whether the stage is `done` already, or `started` and to be continued."""
@@ -118,11 +129,18 @@ class RunDir:
                 raise RunDirError(f"the work directory must be a directory. Received: {self.path}, which is a file")
             if not create and not self.path.is_dir():
                 raise RunDirError(f"the work directory must be that of a run. Received: {self.path}, which does not exist")
+            self._made = [directory for directory in (self.path, *self.path.parents) if not directory.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
             raise RunDirError(f"the work directory must be writable. Received: {self.path} ({error.strerror})") from None
+
+    def remove_if_unused(self):
+        """Removes the directories that this object made, as far as nothing was written in them."""
+        for directory in self._made:
+            with contextlib.suppress(OSError):  # not empty
+                directory.rmdir()
 
     def file(self, name):
         """Path of the file or directory `name`, as INTERFACE names it: "config.json", "search/metrics.jsonl", …"""
