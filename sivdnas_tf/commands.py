@@ -154,6 +154,7 @@ def report(run_dir, say=print):
 
 def profile(genotypes, network, channels, cells, classes, resolution, budget_macs, as_json, say=print):
     """Prices genotypes by closed formulas and prints a table, or one JSON object a line; None takes the network's usual size."""
+    budget_macs = replace(Config(), budget={"macs": budget_macs}).budget.macs  # checked as a configuration's
     usual = {"cifar": (36, 20, 10, 32), "imagenet": (48, 14, 1000, 224)}[network]
     given = (channels, cells, classes, resolution)
     size = {

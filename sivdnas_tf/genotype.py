@@ -155,7 +155,7 @@ def read_text(path):
             raise GenotypeError(f"{path}: a genotype file is at most {_MAX_FILE_BYTES} bytes. Received: a longer file")
         return data.decode("utf-8")
     except OSError as error:
-        raise GenotypeError(f"cannot read the genotype file {path}: {error.strerror}") from None
+        raise GenotypeError(f"cannot read the genotype file: {error.strerror}. Received: {path}") from None
     except UnicodeDecodeError:
         raise GenotypeError(f"{path}: a genotype must be JSON of schema 1. Received: bytes that are not UTF-8 text") from None
 
