@@ -15,7 +15,7 @@ from absl import flags, logging
 from sivdnas_tf import commands
 from sivdnas_tf.config import Config
 from sivdnas_tf.errors import ConfigError, Interrupted, NonFiniteError, UserError, nearest
-from sivdnas_tf.run_dir import RunDir
+from sivdnas_tf.run_dir import RunDir, new_run_dir
 from sivdnas_tf.search_space import NETWORKS
 
 _PROGRAM = "sivdnas_tf"
@@ -27,9 +27,11 @@ _CONFIG_ERRORS = (
     AttributeError,
     ImportError,
     LookupError,
+    MemoryError,  # Python's parser, for a file that is nested too deeply
     NameError,
     OSError,
     RuntimeError,
+    SystemExit,
     TypeError,
     ValueError,
 )
@@ -109,11 +111,17 @@ def _parse(name, command, arguments):
             f"unknown flag of {name}.{nearest(error.flagname, valid)} Expected --{', --'.join(valid)}. Received: --{error.flagname}"
         ) from None
     except flags.Error as error:
-        raise ConfigError(f"{name}: {_one_line(error)}") from None
+        message = _one_line(error).rstrip(".")
+        received = next((argument for argument in arguments if argument.lstrip("-") in message), " ".join(arguments))
+        raise ConfigError(f"{name}: {message}. Received: {received}") from None
     except SyntaxError as error:
-        raise ConfigError(f"the configuration file is not Python: {error.msg} ({error.filename}, line {error.lineno})") from None
+        place = f" ({error.filename}, line {error.lineno})" if error.filename else ""
+        raise ConfigError(f"the configuration file is not Python: {error.msg}{place}. Received: {_config_path(arguments)}") from None
     except _CONFIG_ERRORS as error:
-        raise ConfigError(f"the configuration cannot be read: {type(error).__name__}: {_one_line(error)}") from None
+        reason = ": ".join(filter(None, [type(error).__name__, _one_line(error)]))
+        raise ConfigError(
+            f"the configuration cannot be read: {reason}. Expected a Python file with get_config(). Received: {_config_path(arguments)}"
+        ) from None
     if rest:
         raise ConfigError(f"{name} takes flags only. Received: {rest[0]!r}")
     if not values.help:
@@ -139,14 +147,22 @@ def _one_line(error):
     return " ".join(" ".join(lines).split())
 
 
-def _check_config_arguments(arguments):
-    """Refuses a configuration file that is not there, and names the nearest field for a `--config.a.b=…` that no configuration has."""
+def _config_path(arguments):
+    """The value of --config, without the text after a colon that ml_collections gives to get_config(), or None."""
     for number, argument in enumerate(arguments):
         flag, equals, value = argument.lstrip("-").partition("=")
         if argument.startswith("-") and flag == "config":
-            path = (value if equals else "".join(arguments[number + 1 : number + 2])).partition(":")[0]
-            if not os.path.isfile(path):
-                raise ConfigError(f"the configuration file does not exist. Expected a Python file with get_config(). Received: {path!r}")
+            return (value if equals else "".join(arguments[number + 1 : number + 2])).partition(":")[0]
+    return None
+
+
+def _check_config_arguments(arguments):
+    """Refuses a configuration file that is not there, and names the nearest field for a `--config.a.b=…` that no configuration has."""
+    path = _config_path(arguments)
+    if path is not None and not os.path.isfile(path):
+        raise ConfigError(f"the configuration file does not exist. Expected a Python file with get_config(). Received: {path!r}")
+    for argument in arguments:
+        flag = argument.lstrip("-").partition("=")[0]
         if not argument.startswith("-") or not flag.startswith("config."):
             continue
         known, path = Config().to_dict(), "config"
@@ -173,11 +189,13 @@ def _run(values):
     if values.dry_run:
         commands.dry_run(config)
     else:
-        commands.run(config, RunDir(values.workdir), values.overwrite)
+        with new_run_dir(values.workdir) as run_dir:
+            commands.run(config, run_dir, values.overwrite)
 
 
 def _search(values):
-    commands.search(_config(values), RunDir(values.workdir), values.overwrite)
+    with new_run_dir(values.workdir) as run_dir:
+        commands.search(_config(values), run_dir, values.overwrite)
 
 
 def _derive(values):
@@ -185,7 +203,8 @@ def _derive(values):
 
 
 def _train(values):
-    commands.train(_config(values), RunDir(values.workdir), values.genotype, values.overwrite)
+    with new_run_dir(values.workdir) as run_dir:
+        commands.train(_config(values), run_dir, values.genotype, values.overwrite)
 
 
 def _evaluate(values):
@@ -274,7 +293,7 @@ def main(argv):
         else:
             COMMANDS[name].run(values)
     except (UserError, NonFiniteError, Interrupted) as error:
-        print(f"{_PROGRAM}: {error}", file=sys.stderr)
+        print(f"{_PROGRAM}: {' '.join(str(error).splitlines())}", file=sys.stderr)  # one line, whatever a path or a message holds
         return error.exit_code
     except KeyboardInterrupt:
         print(f"{_PROGRAM}: interrupted; the same command continues from the last checkpoint", file=sys.stderr)

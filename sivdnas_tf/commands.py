@@ -5,6 +5,7 @@ TensorFlow is imported inside the functions that need it: `profile`, `derive` an
 
 import functools
 import json
+import sys
 
 from sivdnas_tf.config import Config, replace
 from sivdnas_tf.derive import derive, full_genotype
@@ -31,7 +32,7 @@ def run(config, run_dir, overwrite=False, say=print):
 
 def search(config, run_dir, overwrite=False, say=print):
     """Searches (images to search/posterior.npz)."""
-    _write_config(config, run_dir, "search", overwrite)
+    _check_config(config, run_dir, "search", overwrite)
     import_tensorflow()
     from sivdnas_tf.training.search import run_search
 
@@ -77,8 +78,9 @@ def _derivation_lines(derivation, budget):
 
 
 def train(config, run_dir, genotype=None, overwrite=False, say=print):
-    """Trains the run's genotype, or the given zoo name or file, which then becomes the run's."""
-    given = None if genotype is None else registry.resolve(genotype)
+    """Trains the run's genotype, or the given zoo name or file, which becomes the run's as the training begins."""
+    converted = []
+    given = None if genotype is None else registry.resolve(genotype, converted.append)
     if given is None:
         run_dir.require("derive")
         given = run_dir.read_genotype()
@@ -87,9 +89,8 @@ def train(config, run_dir, genotype=None, overwrite=False, say=print):
             f"{run_dir.file('genotype.json')} is another genotype than --genotype. Expected another --workdir. Received: {genotype!r}"
         )
     costs.check_budget(given, config.budget)
-    _write_config(config, run_dir, "train", overwrite)
-    if not run_dir.is_done("derive"):
-        run_dir.write_genotype(given)
+    _check_config(config, run_dir, "train", overwrite)
+    _say_converted(converted)
     import_tensorflow()
     from sivdnas_tf.training.train import run_train
 
@@ -153,15 +154,16 @@ def report(run_dir, say=print):
 
 def profile(genotypes, network, channels, cells, classes, resolution, budget_macs, as_json, say=print):
     """Prices genotypes by closed formulas and prints a table, or one JSON object a line; None takes the network's usual size."""
+    budget_macs = replace(Config(), budget={"macs": budget_macs}).budget.macs  # checked as a configuration's
     usual = {"cifar": (36, 20, 10, 32), "imagenet": (48, 14, 1000, 224)}[network]
     given = (channels, cells, classes, resolution)
     size = {
         name: default if value is None else value
         for name, default, value in zip(("channels", "cells", "classes", "resolution"), usual, given, strict=True)
     }
-    rows = []
+    rows, converted = [], []
     for name in genotypes:
-        genotype = registry.resolve(name)
+        genotype = registry.resolve(name, converted.append)
         cost = costs.network_cost(genotype, network=network, **size)
         rows.append(
             {
@@ -174,6 +176,7 @@ def profile(genotypes, network, channels, cells, classes, resolution, budget_mac
                 "within_budget": cost.macs <= budget_macs,
             }
         )
+    _say_converted(converted)
     for line in (json.dumps(row) for row in rows) if as_json else _profile_lines(rows, budget_macs):
         say(line)
 
@@ -218,13 +221,18 @@ def read_config(run_dir):
     return Config.from_dict(read_json(run_dir.file("config.json")))
 
 
-def _write_config(config, run_dir, stage, overwrite):
-    """Writes config.json, unless what is there already was made with other settings of a stage that is not about to be redone."""
+def _say_converted(lines):
+    """Says what was converted on standard error: standard output may be JSON lines."""
+    for line in lines:
+        print(f"sivdnas_tf: {' '.join(line.splitlines())}", file=sys.stderr)
+
+
+def _check_config(config, run_dir, stage, overwrite):
+    """Refuses a configuration where what is there was made with other settings of a stage that is not about to be redone."""
     redone = _DOWNSTREAM[stage] if overwrite else ()
     for other in ("search", "train"):
         if other not in redone:
             run_dir.check_consistent(other, config.stage_settings(other))
-    write_json(run_dir.file("config.json"), config.to_dict())
 
 
 @functools.lru_cache(maxsize=1)

@@ -125,56 +125,59 @@ class Genotype:
     @classmethod
     def from_dict(cls, data):
         """Reads JSON types; raises `GenotypeError` naming the entry that is wrong."""
-        _check_keys(data, ("schema_version", "name", *CELL_TYPES), "the genotype")
+        check_keys(data, ("schema_version", "name", *CELL_TYPES), "the genotype")
         version = data["schema_version"]
         if not _is_int(version) or version != SCHEMA_VERSION:
-            raise GenotypeError(f"unknown genotype schema. Expected schema_version={SCHEMA_VERSION}. Received: {_shown(version)}")
-        name = data["name"]
-        # Printable: a name goes to terminals, tables and one-line errors.
-        if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME_LENGTH:
-            raise GenotypeError(
-                f"a genotype's name must be a string of at most {MAX_NAME_LENGTH} printable characters. Received: name={_shown(name)}"
-            )
-        return cls(name, *(_read_cell(data[cell_type], cell_type) for cell_type in CELL_TYPES))
+            raise GenotypeError(f"unknown genotype schema. Expected schema_version={SCHEMA_VERSION}. Received: {shown(version)}")
+        return cls(check_name(data["name"]), *(_read_cell(data[cell_type], cell_type) for cell_type in CELL_TYPES))
 
     @classmethod
     def from_json(cls, text):
         """Reads JSON text; raises `GenotypeError` where it is not JSON, repeats a key, holds NaN, or is not schema 1."""
-        try:
-            data = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant, parse_int=_parse_int)
-        except GenotypeError:
-            raise
-        except RecursionError:
-            raise GenotypeError("a genotype must be JSON of schema 1. Received: JSON nested too deeply") from None
-        except ValueError as error:
-            raise GenotypeError(f"a genotype must be JSON of schema 1. Received: {_shown(text)} ({error})") from None
-        return cls.from_dict(data)
+        return cls.from_dict(parse_json(text))
 
     @classmethod
     def load(cls, path):
         """Reads a file; raises `GenotypeError`, naming the file, where it cannot be read or is refused."""
-        path = pathlib.Path(path)
-        try:
-            with path.open("rb") as stream:
-                data = stream.read(_MAX_FILE_BYTES + 1)  # bounded: a pipe or a device tells no size
-            if len(data) > _MAX_FILE_BYTES:
-                raise GenotypeError(f"{path}: a genotype file is at most {_MAX_FILE_BYTES} bytes. Received: a longer file")
-            text = data.decode("utf-8")
-        except OSError as error:
-            raise GenotypeError(f"cannot read the genotype file {path}: {error.strerror}") from None
-        except UnicodeDecodeError:
-            raise GenotypeError(f"{path}: a genotype must be JSON of schema 1. Received: bytes that are not UTF-8 text") from None
+        text = read_text(path)
         try:
             return cls.from_json(text)
         except GenotypeError as error:
             raise GenotypeError(f"{path}: {error}") from None
 
 
+def read_text(path):
+    """The text of a genotype file; raises `GenotypeError`, naming the file, where it cannot be read, is too long, or is not text."""
+    try:
+        with pathlib.Path(path).open("rb") as stream:
+            data = stream.read(_MAX_FILE_BYTES + 1)  # bounded: a pipe or a device tells no size
+        if len(data) > _MAX_FILE_BYTES:
+            raise GenotypeError(f"{path}: a genotype file is at most {_MAX_FILE_BYTES} bytes. Received: a longer file")
+        return data.decode("utf-8")
+    except OSError as error:
+        raise GenotypeError(f"cannot read the genotype file: {error.strerror}. Received: {path}") from None
+    except UnicodeDecodeError:
+        raise GenotypeError(f"{path}: a genotype must be JSON of schema 1. Received: bytes that are not UTF-8 text") from None
+
+
+def parse_json(text):
+    """JSON types of JSON text; raises `GenotypeError` where it is not JSON, repeats a key, or holds NaN or a huge integer."""
+    try:
+        return json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_refuse_constant, parse_int=_parse_int)
+    except GenotypeError:
+        raise
+    except RecursionError:
+        raise GenotypeError("a genotype must be JSON of schema 1. Received: JSON nested too deeply") from None
+    except ValueError as error:
+        raise GenotypeError(f"a genotype must be JSON of schema 1. Received: {shown(text)} ({error})") from None
+
+
 def _is_int(value):
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _shown(value):
+def shown(value):
+    """A value as an error shows it: its `repr`, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -183,7 +186,7 @@ def _without_duplicates(pairs):
     values = {}
     for key, value in pairs:
         if key in values:
-            raise GenotypeError(f"a genotype must not repeat a key. Received: {_shown(key)} twice in one object")
+            raise GenotypeError(f"a genotype must not repeat a key. Received: {shown(key)} twice in one object")
         values[key] = value
     return values
 
@@ -198,39 +201,49 @@ def _parse_int(text):
     return int(text)
 
 
-def _check_keys(data, expected, where):
+def check_name(name):
+    """`name`, which goes to terminals, tables and one-line errors; raises `GenotypeError` unless it is short and printable."""
+    if not isinstance(name, str) or not name.isprintable() or len(name) > MAX_NAME_LENGTH:
+        raise GenotypeError(
+            f"a genotype's name must be a string of at most {MAX_NAME_LENGTH} printable characters. Received: name={shown(name)}"
+        )
+    return name
+
+
+def check_keys(data, expected, where, optional=()):
+    """Raises `GenotypeError` unless `data` is a dict that has every key of `expected`, and no other but those of `optional`."""
     if not isinstance(data, dict):
-        raise GenotypeError(f"{where} must be an object with {', '.join(expected)}. Received: {_shown(data)}")
+        raise GenotypeError(f"{where} must be an object with {', '.join(expected)}. Received: {shown(data)}")
     for key in data:
-        if key not in expected:
-            raise GenotypeError(
-                f"{where} has an unknown key.{nearest(key, expected)} Expected {', '.join(expected)}. Received: {_shown(key)}"
-            )
+        if key not in expected and key not in optional:
+            known = (*expected, *optional)
+            raise GenotypeError(f"{where} has an unknown key.{nearest(key, known)} Expected {', '.join(known)}. Received: {shown(key)}")
     for key in expected:
         if key not in data:
-            raise GenotypeError(f"{where} lacks {key!r}. Expected {', '.join(expected)}. Received: {', '.join(map(_shown, data))}")
+            raise GenotypeError(f"{where} lacks {key!r}. Expected {', '.join(expected)}. Received: {', '.join(map(shown, data))}")
 
 
 def _read_cell(data, cell_type):
-    _check_keys(data, ("edges", "concat"), f"the {cell_type} cell")
+    check_keys(data, ("edges", "concat"), f"the {cell_type} cell")
     for key in ("edges", "concat"):
         if not isinstance(data[key], list):
-            raise GenotypeError(f"{cell_type}.{key} must be a list. Received: {_shown(data[key])}")
+            raise GenotypeError(f"{cell_type}.{key} must be a list. Received: {shown(data[key])}")
     if len(data["edges"]) > MAX_EDGES:
         raise GenotypeError(f"{cell_type}.edges may have at most {MAX_EDGES} entries. Received: {len(data['edges'])}")
     edges = []
     for index, entry in enumerate(data["edges"]):
         where = f"{cell_type}.edges[{index}]"
-        _check_keys(entry, ("node", "predecessor", "operation"), where)
+        check_keys(entry, ("node", "predecessor", "operation"), where)
         edges.append(Edge(entry["node"], entry["predecessor"], entry["operation"]))
     return Cell(tuple(edges), tuple(data["concat"]))
 
 
-def _check_edge(edge, where):
+def check_edge(edge, where):
+    """Raises `GenotypeError`, calling the edge `where`, unless its nodes are small integers, in order, and evaluation has its operation."""
     for field in ("node", "predecessor"):
         value = getattr(edge, field)
         if not _is_int(value) or not 0 <= value <= MAX_NODE:
-            raise GenotypeError(f"{where}.{field} must be an integer from 0 to {MAX_NODE}. Received: {_shown(value)}")
+            raise GenotypeError(f"{where}.{field} must be an integer from 0 to {MAX_NODE}. Received: {shown(value)}")
     if edge.node < N_CELL_INPUTS:
         raise GenotypeError(f"{where} ends in an input of the cell. Expected a node from {N_CELL_INPUTS} up. Received: node={edge.node}")
     if edge.predecessor >= edge.node:
@@ -240,23 +253,28 @@ def _check_edge(edge, where):
     if not isinstance(edge.operation, str) or edge.operation not in EVALUATION_OPERATIONS:
         raise GenotypeError(
             f"{where} has an unknown operation.{nearest(edge.operation, EVALUATION_OPERATIONS)} "
-            f"Expected one of {', '.join(EVALUATION_OPERATIONS)}. Received: {_shown(edge.operation)}"
+            f"Expected one of {', '.join(EVALUATION_OPERATIONS)}. Received: {shown(edge.operation)}"
         )
+
+
+def check_concat(concat, fed, where):
+    """Raises `GenotypeError`, calling the concatenation `where`, unless it names nodes of the set `fed`, at least one, each once."""
+    if not concat:
+        raise GenotypeError(f"{where} must name at least one node. Received: []")
+    for node in concat:
+        if not _is_int(node) or node < N_CELL_INPUTS:
+            raise GenotypeError(f"{where} holds intermediate nodes, from {N_CELL_INPUTS} up. Received: {shown(node)}")
+        if concat.count(node) > 1:
+            raise GenotypeError(f"{where} must not repeat a node. Received: {shown(list(concat))}")
+        if node not in fed:
+            raise GenotypeError(f"{where} uses node {node}, which no edge feeds. Received: concat={shown(list(concat))}")
 
 
 def _check_cell(cell, cell_type):
     for index, edge in enumerate(cell.edges):
-        _check_edge(edge, f"{cell_type}.edges[{index}]")
+        check_edge(edge, f"{cell_type}.edges[{index}]")
     fed = {edge.node for edge in cell.edges}
-    if not cell.concat:
-        raise GenotypeError(f"{cell_type}.concat must name at least one node. Received: []")
-    for node in cell.concat:
-        if not _is_int(node) or node < N_CELL_INPUTS:
-            raise GenotypeError(f"{cell_type}.concat holds intermediate nodes, from {N_CELL_INPUTS} up. Received: {_shown(node)}")
-        if cell.concat.count(node) > 1:
-            raise GenotypeError(f"{cell_type}.concat must not repeat a node. Received: {_shown(list(cell.concat))}")
-        if node not in fed:
-            raise GenotypeError(f"{cell_type}.concat uses node {node}, which no edge feeds. Received: concat={_shown(list(cell.concat))}")
+    check_concat(cell.concat, fed, f"{cell_type}.concat")
     for index, edge in enumerate(cell.edges):
         if edge.predecessor >= N_CELL_INPUTS and edge.predecessor not in fed:
             raise GenotypeError(f"{cell_type}.edges[{index}] comes from node {edge.predecessor}, which no edge feeds. Received: {edge}")

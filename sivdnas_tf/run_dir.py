@@ -19,7 +19,7 @@ import zlib
 
 import numpy as np
 
-from sivdnas_tf.errors import RunDirError
+from sivdnas_tf.errors import RunDirError, UserError
 from sivdnas_tf.genotype import Genotype
 from sivdnas_tf.posterior import Posterior
 
@@ -89,7 +89,18 @@ def read_json(path):
     try:
         return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise RunDirError(f"cannot read {path}: {error}") from None
+        raise RunDirError(f"cannot read {path}: {error}. Expected a JSON file. Received: {path}") from None
+
+
+@contextlib.contextmanager
+def new_run_dir(path):
+    """Yields the `RunDir` of a command that may start a run; a refusal (`UserError`) takes the directories with it that this made."""
+    run_dir = RunDir(path)
+    try:
+        yield run_dir
+    except UserError:
+        run_dir.remove_if_unused()
+        raise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,17 +123,25 @@ class RunDir:
     """
 
     def __init__(self, path, create=True):
-        self.path = pathlib.Path(path)
+        self.path, self._made = pathlib.Path(path), []
         try:
             if self.path.exists() and not self.path.is_dir():
                 raise RunDirError(f"the work directory must be a directory. Received: {self.path}, which is a file")
             if not create and not self.path.is_dir():
                 raise RunDirError(f"the work directory must be that of a run. Received: {self.path}, which does not exist")
+            self._made = [directory for directory in (self.path, *self.path.parents) if not directory.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
+            self.remove_if_unused()
             raise RunDirError(f"the work directory must be writable. Received: {self.path} ({error.strerror})") from None
+
+    def remove_if_unused(self):
+        """Removes the directories that this object made, as far as nothing was written in them."""
+        for directory in self._made:
+            with contextlib.suppress(OSError):  # never made, or not empty
+                directory.rmdir()
 
     def file(self, name):
         """Path of the file or directory `name`, as INTERFACE names it: "config.json", "search/metrics.jsonl", …"""
@@ -168,15 +187,20 @@ class RunDir:
     def require(self, stage):
         """Raises `RunDirError`, naming the command that is missing, unless `stage` is done."""
         if not self.is_done(stage):
-            raise RunDirError(f"{self.path} has no {_DONE[stage]}: `{stage}` has not finished there")
+            raise RunDirError(
+                f"{self.path} has no {_DONE[stage]}: `{stage}` has not finished there. Expected a run in which it has. "
+                f"Received: {self.path}"
+            )
 
     def _refuse_differences(self, stage, recorded, settings):
         difference = _differences(recorded, settings)
         if difference:
-            shown = "; ".join(difference[:4]) + (f"; and {len(difference) - 4} more" if len(difference) > 4 else "")
+            shown = "; ".join(f"{field}={old!r}, now {new!r}" for field, old, new in difference[:4])
+            more = f"; and {len(difference) - 4} more" if len(difference) > 4 else ""
+            received = ", ".join(f"{field}={new!r}" for field, _, new in difference[:4])
             raise RunDirError(
-                f"{stage} in {self.path} was made with other settings: {shown}. Expected the same ones, --overwrite to redo it, "
-                "or another --workdir"
+                f"{stage} in {self.path} was made with other settings: {shown}{more}. Expected the same ones, --overwrite to redo it, "
+                f"or another --workdir. Received: {received}"
             )
 
     def _refuse_unrecorded(self, stage):
@@ -184,7 +208,8 @@ class RunDir:
         for name in _OWNED[stage]:
             if self.file(name).exists():
                 raise RunDirError(
-                    f"{self.file(name)} was not made by {stage} in this run. Expected another --workdir, or --overwrite to remove it"
+                    f"{name} was not made by {stage} in this run. Expected another --workdir, or --overwrite to remove it. "
+                    f"Received: {self.file(name)}"
                 )
 
     def sha256(self, name):
@@ -249,8 +274,8 @@ class RunDir:
 
 
 def _differences(old, new, path=""):
-    """`['search.epochs=2, now 3', …]`: where two nested dicts differ."""
+    """`[('search.epochs', 2, 3), …]`: the fields in which two nested dicts differ, with their values."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = [*old, *(key for key in new if key not in old)]
-        return [line for key in keys for line in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)]
-    return [] if old == new else [f"{path}={old!r}, now {new!r}"]
+        return [each for key in keys for each in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else key)]
+    return [] if old == new else [(path, old, new)]

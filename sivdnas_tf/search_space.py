@@ -131,6 +131,8 @@ class NetworkPlan:
 
 
 NETWORKS = ("cifar", "imagenet")
+# Far above any published network; a mistyped number is refused instead of filling the memory.
+MAX_CELLS = 1000
 # How much the stem and the two reductions divide the resolution by; every division must be exact (factorized reduce takes even sizes).
 _RESOLUTION_DIVISOR = {"cifar": 4, "imagenet": 32}
 
@@ -198,6 +200,8 @@ def _check_plan(network, channels, cells, classes, resolution, image_channels):
         raise ConfigError(f"channels must be even and positive (factorized reduce splits them in two). Received: channels={channels}")
     if cells < 3:
         raise ConfigError(f"a network needs at least 3 cells, so that it has a normal and two reduction cells. Received: cells={cells}")
+    if cells > MAX_CELLS:
+        raise ConfigError(f"a network has at most {MAX_CELLS} cells. Received: cells={cells}")
     if classes < 2:
         raise ConfigError(f"a classifier needs at least 2 classes. Received: classes={classes}")
     if image_channels < 1:

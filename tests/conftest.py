@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import hashlib
 import io
 import os
 import pathlib
@@ -145,3 +146,50 @@ def trained(tmp_path_factory, tiny_config, searched):
     with _without_test_split() as made:
         lines = _main("derive", f"--workdir={path}") + _main("train", f"--config={tiny_config}", f"--workdir={path}")
     return Run(path, lines, made[-1])
+
+
+@pytest.fixture(name="call")
+def fixture_call(capsys):
+    """Calls a command in this process: `(exit code, standard output, standard error)`."""
+    from sivdnas_tf.__main__ import main
+
+    def call(*arguments):
+        capsys.readouterr()
+        code = main(["sivdnas_tf", *map(str, arguments)])
+        return code, *capsys.readouterr()
+
+    return call
+
+
+@pytest.fixture(name="refusal")
+def fixture_refusal(call):
+    """The one line on standard error of a command that must be refused with an exit code."""
+
+    def refusal(*arguments, code=2):
+        actual, out, err = call(*arguments)
+        assert (actual, out) == (code, "")
+        assert err.startswith("sivdnas_tf: ") and err.endswith("\n") and err.count("\n") == 1
+        assert "Traceback" not in err and (code != 2 or "Received: " in err)
+        return err
+
+    return refusal
+
+
+@pytest.fixture(name="listing", scope="session")
+def fixture_listing():
+    """A function of a path to every directory under it, and every file with its hash."""
+
+    def listing(path):
+        return {
+            str(item.relative_to(path)): hashlib.sha256(item.read_bytes()).hexdigest() if item.is_file() else "directory"
+            for item in path.rglob("*")
+        }
+
+    return listing
+
+
+@pytest.fixture(name="workdir")
+def fixture_workdir(tmp_path):
+    """A work directory that a command with wrong arguments must not even make."""
+    yield tmp_path / "run"
+    assert not (tmp_path / "run").exists()

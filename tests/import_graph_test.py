@@ -14,7 +14,7 @@ THIRD_PARTY_OF_L0 = {"numpy"}
 
 # A new module gets its line here: imports point to the same layer or a lower one.
 LAYERS = {
-    0: ("errors", "genotype", "search_space", "posterior", "config", "run_dir", "quiet"),
+    0: ("errors", "genotype", "darts_genotype", "search_space", "posterior", "config", "run_dir", "quiet"),
     1: (
         "variational.distributions",
         "variational.kl",

@@ -10,7 +10,7 @@ import pytest
 
 from sivdnas_tf.errors import GenotypeError, RunDirError
 from sivdnas_tf.posterior import CellPosterior, Posterior, keep_probability
-from sivdnas_tf.run_dir import RunDir, atomic_path, read_json, write_bytes, write_json
+from sivdnas_tf.run_dir import RunDir, atomic_path, new_run_dir, read_json, write_bytes, write_json
 from sivdnas_tf.search_space import get_search_space
 from sivdnas_tf.zoo import registry
 
@@ -112,6 +112,19 @@ def test_a_work_directory_is_made_or_required(tmp_path):
         RunDir(tmp_path / "missing", create=False)
     assert not (tmp_path / "missing").exists()
     assert RunDir(tmp_path / "deep" / "run", create=False).file("search/posterior.npz") == tmp_path / "deep/run/search/posterior.npz"
+
+
+def test_a_refusal_takes_the_directories_with_it_that_were_made_for_the_run(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    for path in ("theirs/a/b", "theirs"):
+        with pytest.raises(GenotypeError), new_run_dir(tmp_path / path) as run_dir:
+            assert run_dir.path.is_dir()
+            raise GenotypeError("refused")
+        assert [item.name for item in tmp_path.rglob("*")] == ["theirs"]
+    with pytest.raises(GenotypeError), new_run_dir(tmp_path / "run") as run_dir:
+        write_json(run_dir.file("config.json"), {})
+        raise GenotypeError("refused late")
+    assert files(tmp_path) == ["run/config.json"]
 
 
 @pytest.mark.parametrize("create", [True, False])

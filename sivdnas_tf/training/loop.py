@@ -97,7 +97,7 @@ class Loop:
         """Runs to the last epoch and returns the records of metrics.jsonl.
 
         Raises:
-          NonFiniteError: where the loss becomes NaN or infinite; the last good checkpoint stays.
+          NonFiniteError: where a metric of a step or of an epoch becomes NaN or infinite; the last good checkpoint stays.
           Interrupted: after SIGINT or SIGTERM, once the state is saved.
         """
         self._restore()
@@ -220,6 +220,8 @@ class Loop:
         record = {"epoch": epoch + 1, "step": int(self._step.numpy())}
         record |= {name: sums[i] / count if name in seen else None for i, name in enumerate(plan.metric_names)}
         record |= plan.on_epoch_end(epoch, record)
+        # What is measured after the epoch can overflow first (moving averages), and JSON has no NaN.
+        self._check_finite({name: value for name, value in record.items() if isinstance(value, (int, float))}, record["step"] - 1)
         record |= {"seconds": round(seconds, 3), "images_per_second": round(count * plan.batch_size / seconds, 1)}
         for name, value in record.items():
             if name not in ("epoch", "step") and isinstance(value, (int, float)):

@@ -10,6 +10,7 @@ from sivdnas_tf.data.augment import Augmentation
 from sivdnas_tf.data.datasets import bilevel_batches, steps_per_epoch
 from sivdnas_tf.errors import ConfigError, DataError
 from sivdnas_tf.models.supernet import Supernet
+from sivdnas_tf.run_dir import write_json
 from sivdnas_tf.search_space import CELL_TYPES, get_search_space, plan_network
 from sivdnas_tf.training import schedules
 from sivdnas_tf.training.distribution import check_batch_size, make_strategy, set_seeds
@@ -88,7 +89,7 @@ def run_search(config, datasets, run_dir, overwrite=False, say=print):
     Args:
       config: a `Config`.
       datasets: `Datasets`; only the splits weights and architecture are read.
-      run_dir: the `RunDir` that gets search/*.
+      run_dir: the `RunDir` that gets config.json and search/*.
       overwrite: whether an earlier search in `run_dir` is removed first.
       say: function of a line for the user.
 
@@ -96,7 +97,7 @@ def run_search(config, datasets, run_dir, overwrite=False, say=print):
       The `Posterior`.
 
     Raises:
-      RunDirError, ConfigError, DataError: see the modules that check; nothing is trained then.
+      RunDirError, ConfigError, DataError: see the modules that check; nothing is trained or written then.
       NonFiniteError, Interrupted: as `Loop.run`.
     """
     strategy = make_strategy(config.distribution.strategy)
@@ -107,6 +108,7 @@ def run_search(config, datasets, run_dir, overwrite=False, say=print):
     supernet_plan(config, datasets.image_shape, len(datasets.class_names))
     _augmentation(config).check(datasets.image_shape)
     state = run_dir.begin("search", config.stage_settings("search"), overwrite)
+    write_json(run_dir.file("config.json"), config.to_dict())
     if state.done:
         say(f"search: done already ({run_dir.file('search/posterior.npz')})")
         return run_dir.read_posterior()

@@ -8,7 +8,7 @@ from sivdnas_tf.data.datasets import batches, steps_per_epoch
 from sivdnas_tf.errors import RunDirError
 from sivdnas_tf.models.evaluation_network import DROP_PATH_SCHEDULE, evaluation_network
 from sivdnas_tf.profiling.costs import check_budget
-from sivdnas_tf.run_dir import atomic_path
+from sivdnas_tf.run_dir import atomic_path, write_json
 from sivdnas_tf.search_space import plan_network
 from sivdnas_tf.training import objective, schedules
 from sivdnas_tf.training.distribution import apply_gradients, check_batch_size, make_strategy, set_seeds
@@ -49,13 +49,13 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
       config: a `Config`.
       genotype: a `Genotype`.
       datasets: `Datasets`; the test split is not read.
-      run_dir: the `RunDir` that gets train/*.
+      run_dir: the `RunDir` that gets config.json, train/* and, unless it has one, genotype.json.
       overwrite: whether an earlier training in `run_dir` is removed first.
       say: function of a line for the user.
 
     Raises:
-      BudgetError: where the deployed network of `config.budget` is over budget; nothing is trained then.
-      RunDirError, ConfigError, DataError: see the modules that check; nothing is trained then.
+      BudgetError: where the deployed network of `config.budget` is over budget; nothing is trained or written then.
+      RunDirError, ConfigError, DataError: see the modules that check; nothing is trained or written then.
       NonFiniteError, Interrupted: as `Loop.run`.
     """
     check_budget(genotype, config.budget)
@@ -66,6 +66,9 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     plan = trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
     _augmentation(config).check(datasets.image_shape)
     state = run_dir.begin("train", train_settings(config, genotype), overwrite)
+    write_json(run_dir.file("config.json"), config.to_dict())
+    if not run_dir.is_done("derive"):
+        run_dir.write_genotype(genotype)
     if state.done:
         say(f"train: done already ({run_dir.file(WEIGHTS)})")
         return

@@ -11,6 +11,7 @@ import importlib.resources
 import json
 import os
 
+from sivdnas_tf import darts_genotype
 from sivdnas_tf.errors import GenotypeError, nearest
 from sivdnas_tf.genotype import Genotype
 
@@ -43,11 +44,12 @@ def load(name):
     return Genotype.from_dict(entry(name)["genotype"])
 
 
-def resolve(name_or_path):
-    """The genotype that a command line names: a name of the zoo, or else a file of schema 1 (`./NAME` where both exist).
+def resolve(name_or_path, say=lambda line: None):
+    """The genotype that a command line names: a name of the zoo, or else a file (`./NAME` where both exist).
 
     Args:
-      name_or_path: text or a path.
+      name_or_path: text or a path; a file is of schema 1, or of a form that `darts_genotype` converts.
+      say: function of the line that says what was converted; not called for a name, or for a file of schema 1.
 
     Returns:
       A `Genotype`.
@@ -63,4 +65,7 @@ def resolve(name_or_path):
             f"unknown genotype: no published one has this name, and no file of this name exists.{nearest(text, names())} "
             f"Expected a file or one of {', '.join(names())}. Received: {text!r}"
         )
-    return Genotype.load(text)
+    genotype, converted = darts_genotype.load(text)
+    if converted:
+        say(converted)
+    return genotype

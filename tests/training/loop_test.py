@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import io
 import json
@@ -289,6 +290,16 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, uninterrupted, value)
     mended = Fake(tmp_path)
     assert_same_end(mended, mended.run(), uninterrupted)
     assert mended.begun == [1, 2]
+
+
+def test_a_metric_of_an_epoch_that_is_not_finite_stops_the_run(tmp_path):
+    """Moving averages overflow before the loss of a training step does; metrics.jsonl cannot hold the value."""
+    fake = Fake(tmp_path)
+    measure = {0: 0.5, 1: np.inf}
+    fake.loop.plan = dataclasses.replace(fake.loop.plan, on_epoch_end=lambda epoch, record: {"holdout_loss": measure[epoch]})
+    with pytest.raises(NonFiniteError, match=r"search: holdout_loss became inf at step 7 \(epoch 2\)\..*ckpt-4"):
+        fake.run()
+    assert len(fake.run_dir.read_metrics("search")) == 1 and fake.saved == [4]
 
 
 def test_a_loss_that_is_not_finite_from_the_start(tmp_path):

@@ -191,7 +191,7 @@ def test_overwrite_starts_again(searched, config, tmp_path, monkeypatch):
     with pytest.raises(AssertionError, match="a supernet was built"):
         run_search(replace(config, seed=1), searched.datasets, run_dir, overwrite=True)
     assert not run_dir.is_done("search") and not run_dir.file("search/metrics.jsonl").exists()
-    assert read_json(run_dir.file("stages/search.json"))["seed"] == 1
+    assert read_json(run_dir.file("stages/search.json"))["seed"] == read_json(run_dir.file("config.json"))["seed"] == 1
 
 
 def test_the_checkpoint_alone_gives_the_posterior(searched, config, tmp_path, no_training):
