@@ -48,7 +48,10 @@ def test_weights_losses_and_seeds_are_counted(make, mixing):
     assert layer.count_params() == 2 * np.prod(layer.shape)
 
 
-@pytest.mark.parametrize(("mixing", "initial", "mixed"), [("identity", 1.0, 1.0), ("sigmoid", 0.0, 0.5), ("softmax", 0.0, 1.0 / 7.0)])
+@pytest.mark.parametrize(
+    ("mixing", "initial", "mixed"),
+    [("identity", 1.0, 1.0), ("average", 1.0, 1.0 / 7.0), ("sigmoid", 0.0, 0.5), ("softmax", 0.0, 1.0 / 7.0)],
+)
 def test_initial_values(mixing, initial, mixed):
     layer = operations(mixing=mixing)
     np.testing.assert_array_equal(layer.weight, np.full((14, 7), initial))
@@ -90,7 +93,8 @@ def test_mixings_are_those_of_the_configuration():
         ({"initial_log_dropout_rate": float("nan")}, "must be finite.*Received: initial_log_dropout_rate=nan"),
         ({"groups": (2, 2)}, "one integer for each.*Received: 2 groups"),
         ({"shape": (2, 7), "groups": (2, 2)}, "1-D shape.*Received: 2 groups"),
-        ({"mixing": "softmax"}, "needs groups.*Received: groups=None"),
+        ({"mixing": "softmax"}, "softmax over edges needs groups.*Received: groups=None"),
+        ({"mixing": "average"}, "average over edges needs groups.*Received: groups=None"),
     ],
 )
 def test_bad_arguments_are_refused(arguments, message):
@@ -107,6 +111,17 @@ def test_identity_and_sigmoid(make):
     np.testing.assert_array_equal(layer.mixing_weights(), layer.weight)
     layer = randomised(make(mixing="sigmoid"))
     np.testing.assert_allclose(layer.mixing_weights(), 1.0 / (1.0 + np.exp(-layer.weight.numpy())), rtol=1e-6)
+
+
+def test_an_average_divides_by_the_operations_of_an_edge_and_by_the_edges_of_a_node():
+    layer = randomised(operations(mixing="average"))
+    np.testing.assert_allclose(layer.mixing_weights(), layer.weight.numpy() / 7, rtol=1e-6)
+    layer = randomised(edges(mixing="average"))
+    into = np.array([len(SPACE.edges_into(node)) for _, node in SPACE.edges])
+    assert set(into) == {2, 3, 4, 5}
+    np.testing.assert_allclose(layer.mixing_weights(), layer.weight.numpy() / into, rtol=1e-6)
+    layer = SemiImplicitDropout((4,), mixing="average", groups=(9, -1, 9, 9))
+    np.testing.assert_allclose(layer.mixing_weights(), [1 / 3, 1, 1 / 3, 1 / 3], rtol=1e-6)
 
 
 def test_softmax_of_operations_sums_to_one_on_every_edge():
