@@ -93,7 +93,7 @@ class MixedOperation:
         relu = tf.nn.relu(image)
         result = {"image": image, "relu": relu}
         if self.stride == 2:
-            result |= {"even": relu[:, ::2, ::2, :], "shifted": relu[:, 1::2, 1::2, :]}
+            result |= {"even": blocks.subsample(relu), "shifted": blocks.subsample(relu, offset=1)}
         elif self._on_phases and _has_phases(image):
             result["phases"] = to_phases(relu)
         for index, template in enumerate(self.templates):

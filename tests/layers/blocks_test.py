@@ -173,7 +173,34 @@ def test_evaluation_normalization_is_pytorchs(kind):
     np.testing.assert_allclose(layer(x, training=True), norm(x, of_batch), atol=1e-5)
     # PyTorch's momentum of 0.1 is Keras' 0.9.
     np.testing.assert_allclose(layer.moving_mean, 0.9 * variables["norm/moving_mean"] + 0.1 * mean, atol=1e-6)
+    np.testing.assert_allclose(layer.moving_variance, 0.9 * variables["norm/moving_variance"] + 0.1 * variance, rtol=1e-5)
     assert layer.synchronized == (kind == "synchronized_batch")
+
+
+def test_fused_normalization_has_the_gradients_of_keras_own():
+    x, gradients = tf.constant(images(4, seed=6)), []
+    direction = np.random.default_rng(7).normal(size=x.shape).astype(np.float32)
+    for make in (blocks.BatchNormalization, keras.layers.BatchNormalization):
+        layer = make(momentum=0.9, epsilon=1e-5, name="norm")
+        layer.build(x.shape)
+        randomise(layer)
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            value = tf.reduce_sum(layer(x, training=True) * direction)
+        gradients.append(tape.gradient(value, [x, layer.gamma.value, layer.beta.value]))
+    for fused, own in zip(*gradients, strict=True):
+        np.testing.assert_allclose(fused, own, atol=1e-3)
+    # Frozen, or without training, it normalises by the moving averages.
+    layer = blocks.BatchNormalization(name="norm")
+    layer.build(x.shape)
+    layer.trainable = False
+    np.testing.assert_allclose(layer(x, training=True), x / np.sqrt(1 + layer.epsilon), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("offset", "size"), [(0, 6), (1, 6), (0, 5), (1, 5)])
+def test_subsampling_is_a_strided_slice(offset, size):
+    x = tf.constant(images(size, seed=8))
+    np.testing.assert_array_equal(blocks.subsample(x, offset), x[:, offset::2, offset::2, :])
 
 
 @pytest.mark.parametrize("affine", [False, True])
