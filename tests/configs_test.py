@@ -45,7 +45,8 @@ def test_every_docstring_has_a_command_that_the_command_line_takes(directory, na
     located = [argument.replace("--config=configs/", f"--config={directory}/") for argument in arguments]
     values = command_line._parse(command, command_line.COMMANDS[command], located)
     assert values.workdir.startswith("runs/")
-    assert any(word in docstring for word in ("GPU-hours", "quickstart", "minutes on two CPU cores"))  # what it takes, or the target that runs it
+    # What it takes, or the target that runs it.
+    assert any(word in docstring for word in ("GPU-hours", "quickstart", "minutes on two CPU cores"))
 
 
 def test_quickstart_deploys_the_network_that_it_trains(directory):
