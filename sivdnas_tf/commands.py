@@ -31,11 +31,15 @@ def run(config, run_dir, overwrite=False, say=print):
 
 def search(config, run_dir, overwrite=False, say=print):
     """Searches (images to search/posterior.npz)."""
-    _write_config(config, run_dir, "search", overwrite)
+    _check_stages(config, run_dir, "search", overwrite)
     import_tensorflow()
-    from sivdnas_tf.training.search import run_search
+    from sivdnas_tf.training.search import check_search, run_search
 
-    run_search(config, _datasets(config), run_dir, overwrite, say)
+    # Images that cannot be searched on are refused before config.json says that they were.
+    datasets = _datasets(config, say)
+    check_search(config, datasets)
+    write_json(run_dir.file("config.json"), config.to_dict())
+    run_search(config, datasets, run_dir, overwrite, say)
 
 
 def derive_genotype(run_dir, rule=None, seed=None, budget_macs=None, overwrite=False, say=print):
@@ -87,13 +91,16 @@ def train(config, run_dir, genotype=None, overwrite=False, say=print):
             f"{run_dir.file('genotype.json')} is another genotype than --genotype. Expected another --workdir. Received: {genotype!r}"
         )
     costs.check_budget(given, config.budget)
-    _write_config(config, run_dir, "train", overwrite)
+    _check_stages(config, run_dir, "train", overwrite)
+    import_tensorflow()
+    from sivdnas_tf.training.train import check_train, run_train
+
+    datasets = _datasets(config, say)
+    check_train(config, given, datasets)
+    write_json(run_dir.file("config.json"), config.to_dict())
     if not run_dir.is_done("derive"):
         run_dir.write_genotype(given)
-    import_tensorflow()
-    from sivdnas_tf.training.train import run_train
-
-    run_train(config, given, _datasets(config), run_dir, overwrite, say)
+    run_train(config, given, datasets, run_dir, overwrite, say)
 
 
 def evaluate(run_dir, split="test", overwrite=False, say=print):
@@ -106,7 +113,7 @@ def evaluate(run_dir, split="test", overwrite=False, say=print):
     from sivdnas_tf.training.evaluate import run_evaluate
     from sivdnas_tf.training.train import load_trained
 
-    datasets = _datasets(config)
+    datasets = _datasets(config, say)
     settings = {"weights_sha256": run_dir.sha256("train/weights.weights.h5")}
     model = load_trained(config, genotype, datasets, run_dir)
     result = run_evaluate(model, datasets, run_dir, settings, split, overwrite, say)
@@ -131,7 +138,7 @@ def export(run_dir, formats=None, budget_macs=None, preprocessing=None, onnx_lay
     import_tensorflow()
     from export.pipeline import artifact_lines, run_export
 
-    manifest = run_export(config, run_dir.read_genotype(), _datasets(config), run_dir, overwrite, say)
+    manifest = run_export(config, run_dir.read_genotype(), _datasets(config, say), run_dir, overwrite, say)
     for line in artifact_lines(manifest):
         say(line)
 
@@ -197,7 +204,7 @@ def dry_run(config, say=print):
     from sivdnas_tf.data.datasets import steps_per_epoch
     from sivdnas_tf.training.search import build_supernet
 
-    datasets = _datasets(config)
+    datasets = _datasets(config, say)
     splits = (datasets.weights, datasets.architecture, datasets.holdout, datasets.test)
     say(f"data: {datasets.name}, {'x'.join(map(str, datasets.image_shape))}, {len(datasets.class_names)} classes")
     say("splits: " + ", ".join(f"{split.name} {len(split)}" for split in splits))
@@ -216,22 +223,21 @@ def read_config(run_dir):
     return Config.from_dict(read_json(run_dir.file("config.json")))
 
 
-def _write_config(config, run_dir, stage, overwrite):
-    """Writes config.json, unless what is there already was made with other settings of a stage that is not about to be redone."""
+def _check_stages(config, run_dir, stage, overwrite):
+    """Refuses a configuration other than the one that a stage, which is not about to be redone, was made with."""
     redone = _DOWNSTREAM[stage] if overwrite else ()
     for other in ("search", "train"):
         if other not in redone:
             run_dir.check_consistent(other, config.stage_settings(other))
-    write_json(run_dir.file("config.json"), config.to_dict())
 
 
 @functools.lru_cache(maxsize=1)
-def _datasets_of(data_config, seed):
+def _datasets_of(data_config, seed, say):
     from sivdnas_tf.data.datasets import load_datasets
 
-    return load_datasets(data_config, seed)
+    return load_datasets(data_config, seed, say)
 
 
-def _datasets(config):
+def _datasets(config, say):
     # `run` calls one stage after the other on the same images.
-    return _datasets_of(config.data, config.seed)
+    return _datasets_of(config.data, config.seed, say)

@@ -21,6 +21,8 @@ LAYERS = {
         "layers.blocks",
         "profiling.costs",
         "data.augment",
+        "data.folders",
+        "data.images",
         "training.schedules",
         "training.hypergradient",
         "training.distribution",

@@ -1,6 +1,7 @@
 """Labelled images in memory, their four disjoint splits, and the batches that search, training and evaluation read.
 
-Sources: scikit-learn's bundled digits, and any TFDS dataset that was prepared before; nothing is ever downloaded. The splits:
+Sources: scikit-learn's bundled digits, any TFDS dataset that was prepared before, and folders of image files; nothing is ever
+downloaded. The splits:
 
     weights       half of what is trained on: the supernet's weights
     architecture  the other half, equally large: the architecture parameters
@@ -19,7 +20,9 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
+from sivdnas_tf.data import folders
 from sivdnas_tf.data.augment import Augmentation, normalise
+from sivdnas_tf.data.images import resize
 from sivdnas_tf.errors import DataError, nearest
 
 _MIN_STD = 1 / 255  # one grey level: a constant channel is divided by it, not by zero
@@ -82,22 +85,29 @@ class Datasets:
         return Split("train", *(np.concatenate([getattr(half, field) for half in halves]) for field in ("images", "labels", "ids")))
 
 
-def load_datasets(data_config, seed):
+def load_datasets(data_config, seed, say=print):
     """Reads the source that a configuration names and splits it.
 
     Args:
-      data_config: a `config.DataConfig`. "digits" is scikit-learn's; any other name is a TFDS dataset prepared in `data_dir`.
+      data_config: a `config.DataConfig`. "digits" is scikit-learn's, "folder:PATH" a folder of images; any other name is a TFDS dataset
+        prepared in `data_dir`.
       seed: of the splits.
+      say: function of a line for the user: what of a folder was ignored or skipped.
 
     Returns:
       `Datasets`. A TFDS dataset keeps its own "test" split, or "validation" where it has no "test" with labels (a "test" whose
-      labels are all -1, as of a competition, is not used); otherwise `test_fraction` of the images becomes the test split.
+      labels are all -1, as of a competition, is not used), a folder its own test/; otherwise `test_fraction` of the images becomes the
+      test split.
 
     Raises:
       DataError: where the dataset is unknown, not prepared, unreadable, no image classification, or too small.
+      ConfigError: for a folder without `resolution`.
     """
-    read = _read_digits if data_config.name == "digits" else _read_tfds
-    (images, labels), test, class_names = read(data_config)
+    if data_config.name.startswith(folders.PREFIX):
+        (images, labels), test, class_names = folders.read_folder(data_config, say)
+    else:
+        read = _read_digits if data_config.name == "digits" else _read_tfds
+        (images, labels), test, class_names = read(data_config)
     return datasets_from_arrays(
         data_config.name,
         images,
@@ -337,7 +347,7 @@ def _prepared_builder(data_config):
     name, data_dir = data_config.name, data_config.data_dir
     received = f"Received: data.name={name!r}, data.data_dir={data_dir!r}"
     if not _TFDS_NAME.fullmatch(name):
-        raise DataError(f"data.name must be 'digits' or a TFDS name: NAME, NAME/CONFIG or NAME:VERSION. {received}")
+        raise DataError(f"data.name must be 'digits' or a TFDS name: NAME, NAME/CONFIG or NAME:VERSION, or folder:PATH. {received}")
     if "://" in (data_dir or os.environ.get("TFDS_DATA_DIR", "")):
         raise DataError(f"data.data_dir (or TFDS_DATA_DIR) must be a directory of this machine. {received}")
     # A version pattern makes TFDS look at the files before its code: whichever version was prepared is found.
@@ -408,7 +418,7 @@ def _collect(dataset, data_config):
     resolution = data_config.resolution
     if resolution:
         dataset = dataset.map(
-            lambda image, label: (_resized(image, resolution), label), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
+            lambda image, label: (resize(image, resolution), label), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
         )
     same_size = dataset.element_spec[0].shape.is_fully_defined()
     images, labels = [], []
@@ -423,9 +433,3 @@ def _collect(dataset, data_config):
     if not images:
         raise DataError(f"a split of dataset {data_config.name!r} holds no image. Received: 0 images")
     return np.concatenate(images), np.concatenate(labels).astype(np.int32)
-
-
-def _resized(image, resolution):
-    # The aspect ratio is not kept: the whole image is seen.
-    resized = tf.image.resize(image, [resolution, resolution], antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(resized), 0.0, 255.0), tf.uint8)

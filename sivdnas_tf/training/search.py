@@ -59,6 +59,14 @@ def build_supernet(config, image_shape, classes, steps):
     return supernet
 
 
+def check_search(config, datasets):
+    """Raises `ConfigError` or `DataError`, having trained and written nothing, where these images cannot be searched on."""
+    check_batch_size(config.search.batch_size, make_strategy(config.distribution.strategy), "search.batch_size")
+    steps_per_epoch(datasets.weights, config.search.batch_size)
+    supernet_plan(config, datasets.image_shape, len(datasets.class_names))
+    _augmentation(config).check(datasets.image_shape)
+
+
 def run_search(config, datasets, run_dir, overwrite=False, say=print):
     """Searches, or continues a search, or returns a finished one's posterior.
 
@@ -76,12 +84,10 @@ def run_search(config, datasets, run_dir, overwrite=False, say=print):
       RunDirError, ConfigError, DataError: see the modules that check; nothing is trained then.
       NonFiniteError, Interrupted: as `Loop.run`.
     """
-    strategy = make_strategy(config.distribution.strategy)
     # What can never run is refused before its settings are on record, where they would stand in the way of better ones.
-    check_batch_size(config.search.batch_size, strategy, "search.batch_size")
+    check_search(config, datasets)
+    strategy = make_strategy(config.distribution.strategy)
     steps = steps_per_epoch(datasets.weights, config.search.batch_size)
-    supernet_plan(config, datasets.image_shape, len(datasets.class_names))
-    _augmentation(config).check(datasets.image_shape)
     state = run_dir.begin("search", config.stage_settings("search"), overwrite)
     if state.done:
         say(f"search: done already ({run_dir.file('search/posterior.npz')})")

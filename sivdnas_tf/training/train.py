@@ -39,6 +39,14 @@ def train_settings(config, genotype):
     return {**config.stage_settings("train"), "genotype_sha256": genotype.sha256}
 
 
+def check_train(config, genotype, datasets):
+    """Raises `ConfigError` or `DataError`, having trained and written nothing, where the network cannot be trained on these images."""
+    check_batch_size(config.train.batch_size, make_strategy(config.distribution.strategy), "train.batch_size")
+    steps_per_epoch(datasets.train, config.train.batch_size)
+    trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
+    _augmentation(config).check(datasets.image_shape)
+
+
 def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     """Trains the genotype's evaluation network, or continues, or says that it is done.
 
@@ -59,12 +67,11 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
       NonFiniteError, Interrupted: as `Loop.run`.
     """
     check_budget(genotype, config.budget)
-    strategy = make_strategy(config.distribution.strategy)
     # What can never run is refused before its settings are on record, where they would stand in the way of better ones.
-    check_batch_size(config.train.batch_size, strategy, "train.batch_size")
+    check_train(config, genotype, datasets)
+    strategy = make_strategy(config.distribution.strategy)
     steps = steps_per_epoch(datasets.train, config.train.batch_size)
     plan = trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
-    _augmentation(config).check(datasets.image_shape)
     state = run_dir.begin("train", train_settings(config, genotype), overwrite)
     if state.done:
         say(f"train: done already ({run_dir.file(WEIGHTS)})")
