@@ -28,6 +28,8 @@ class DataConfig:
       test_fraction: share of the images that becomes the test split, for data that comes without one.
       crop_padding: pixels added on each side before the random crop of the training augmentation.
       flip: whether training images are flipped left to right at random.
+      class_weights: what an example's cross-entropy is multiplied by in search and training, not in evaluation: 1 ("none"), or for
+        unequal classes images / (classes * images of its class), over the training images ("balanced").
       max_corrupt: number of images of a folder that may be unreadable: they are skipped, by name.
     """
 
@@ -38,6 +40,7 @@ class DataConfig:
     test_fraction: float = _field(0.2, above=0.0, high=0.9)
     crop_padding: int = _field(4, low=0)
     flip: bool = True
+    class_weights: str = _field("none", choices=("none", "balanced"))
     max_corrupt: int = _field(0, low=0)
 
 

@@ -10,7 +10,7 @@ from sivdnas_tf.data.augment import Augmentation
 from sivdnas_tf.data.datasets import bilevel_batches, steps_per_epoch
 from sivdnas_tf.models.supernet import Supernet
 from sivdnas_tf.search_space import CELL_TYPES, get_search_space, plan_network
-from sivdnas_tf.training import schedules
+from sivdnas_tf.training import objective, schedules
 from sivdnas_tf.training.distribution import check_batch_size, make_strategy, set_seeds
 from sivdnas_tf.training.loop import Loop, LoopPlan, model_state
 
@@ -33,7 +33,7 @@ def supernet_plan(config, image_shape, classes):
     )
 
 
-def build_supernet(config, image_shape, classes, steps):
+def build_supernet(config, image_shape, classes, steps, class_weights=None):
     """The compiled supernet of a configuration; call it in the strategy's scope.
 
     Args:
@@ -41,6 +41,7 @@ def build_supernet(config, image_shape, classes, steps):
       image_shape: (resolution, resolution, channels).
       classes: number of classes.
       steps: steps an epoch, which the weights' learning rate follows.
+      class_weights: float `[classes]`, or None.
     """
     search, space = config.search, get_search_space(config.search.search_space)
     plan = supernet_plan(config, image_shape, classes)
@@ -55,6 +56,7 @@ def build_supernet(config, image_shape, classes, steps):
         weight_decay=search.weight_decay,
         architecture_weight_decay=search.architecture_weight_decay,
         gradient_clip_norm=search.gradient_clip_norm,
+        class_weights=class_weights,
     )
     return supernet
 
@@ -93,8 +95,10 @@ def run_search(config, datasets, run_dir, overwrite=False, say=print):
         say(f"search: done already ({run_dir.file('search/posterior.npz')})")
         return run_dir.read_posterior()
     set_seeds(config.seed, config.deterministic)
+    labels = np.concatenate([datasets.weights.labels, datasets.architecture.labels])
+    weights = objective.class_weights(config.data.class_weights, labels, len(datasets.class_names))
     with strategy.scope():
-        supernet = build_supernet(config, datasets.image_shape, len(datasets.class_names), steps)
+        supernet = build_supernet(config, datasets.image_shape, len(datasets.class_names), steps, weights)
     Loop(_loop_plan(config, datasets, run_dir, supernet, steps), run_dir, strategy, config.checkpoint, say).run()
     posterior = supernet.posterior(config.search.epochs)
     run_dir.write_posterior(posterior)

@@ -77,8 +77,9 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
         say(f"train: done already ({run_dir.file(WEIGHTS)})")
         return
     set_seeds(config.seed, config.deterministic)
+    weights = objective.class_weights(config.data.class_weights, datasets.train.labels, plan.classes)
     with strategy.scope():
-        trainer = Trainer(config, genotype, plan, steps, strategy)
+        trainer = Trainer(config, genotype, plan, steps, strategy, weights)
     deployed = evaluation_network(genotype, plan)
     Loop(_loop_plan(config, datasets, run_dir, trainer, deployed, steps), run_dir, strategy, config.checkpoint, say).run()
     if config.train.checkpoint_choice == "best":
@@ -113,10 +114,11 @@ class Trainer:
       plan: the `NetworkPlan`.
       steps: steps an epoch.
       strategy: the strategy whose scope this is in: with several replicas, batch-norm takes its statistics over all of them.
+      class_weights: float `[classes]` that an example's cross-entropy is multiplied by, or None.
     """
 
-    def __init__(self, config, genotype, plan, steps, strategy):
-        self.train = config.train
+    def __init__(self, config, genotype, plan, steps, strategy, class_weights=None):
+        self.train, self._class_weights = config.train, class_weights
         self.model = evaluation_network(
             genotype,
             plan,
@@ -146,7 +148,12 @@ class Trainer:
             outputs = self.model(images, training=True)
             logits, auxiliary_logits = outputs if train.auxiliary_weight > 0 else (outputs, None)
             loss = objective.training_loss(
-                labels, logits, auxiliary_logits, auxiliary_weight=train.auxiliary_weight, label_smoothing=train.label_smoothing
+                labels,
+                logits,
+                auxiliary_logits,
+                auxiliary_weight=train.auxiliary_weight,
+                label_smoothing=train.label_smoothing,
+                weights=self._class_weights,
             )
         gradients = tape.gradient(loss, [variable.value for variable in variables], unconnected_gradients=tf.UnconnectedGradients.ZERO)
         apply_gradients(
