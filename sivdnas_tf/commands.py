@@ -5,8 +5,10 @@ TensorFlow is imported inside the functions that need it: `profile`, `derive` an
 
 import functools
 import json
+import os
 
 from sivdnas_tf.config import Config, replace
+from sivdnas_tf.data.description import read_description
 from sivdnas_tf.derive import derive, full_genotype
 from sivdnas_tf.errors import RunDirError
 from sivdnas_tf.profiling import costs
@@ -105,10 +107,7 @@ def train(config, run_dir, genotype=None, overwrite=False, say=print):
 
 def evaluate(run_dir, split="test", overwrite=False, say=print):
     """Measures the trained network on a split; returns the content of evaluation.json."""
-    run_dir.require("train")
-    config, genotype = read_config(run_dir), run_dir.read_genotype()
-    # Keras loads weights into another genotype's network without a word where the layers that they share have the same shapes.
-    run_dir.check_consistent("train", {**config.stage_settings("train"), "genotype_sha256": genotype.sha256})
+    config, genotype = _read_trained(run_dir)
     import_tensorflow()
     from sivdnas_tf.training.evaluate import run_evaluate
     from sivdnas_tf.training.train import load_trained
@@ -119,6 +118,29 @@ def evaluate(run_dir, split="test", overwrite=False, say=print):
     result = run_evaluate(model, datasets, run_dir, settings, split, overwrite, say)
     say(_evaluation_line(result))
     return result
+
+
+def _read_trained(run_dir):
+    """Configuration and genotype that the run's weights were made of."""
+    run_dir.require("train")
+    config, genotype = read_config(run_dir), run_dir.read_genotype()
+    # Keras loads weights into another genotype's network without a word where the layers that they share have the same shapes.
+    run_dir.check_consistent("train", {**config.stage_settings("train"), "genotype_sha256": genotype.sha256})
+    return config, genotype
+
+
+def predict(run_dir, images, top=1, say=print):
+    """Prints path, label and probability of image files, separated by tabs: `top` lines an image, the most probable label first."""
+    config, genotype = _read_trained(run_dir)
+    description = read_description(run_dir)
+    import_tensorflow()
+    from sivdnas_tf.training.predict import predict_files
+    from sivdnas_tf.training.train import load_trained
+
+    model = load_trained(config, genotype, description, run_dir)
+    for path, labels in zip(images, predict_files(model, description, images, top), strict=True):
+        for label, probability in labels:
+            say(f"{os.fsencode(path).decode(errors='replace')}\t{label}\t{probability:.4f}")
 
 
 def _evaluation_line(result):

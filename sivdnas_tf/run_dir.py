@@ -248,6 +248,11 @@ class RunDir:
             raise RunDirError(f"cannot read {path}: {error}") from None
 
 
+def as_run_dir(directory):
+    """A `RunDir` as it is, a path as the `RunDir` there."""
+    return directory if isinstance(directory, RunDir) else RunDir(directory)
+
+
 def _differences(old, new, path=""):
     """`['search.epochs=2, now 3', …]`: where two nested dicts differ."""
     if isinstance(old, dict) and isinstance(new, dict):

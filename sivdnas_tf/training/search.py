@@ -1,14 +1,16 @@
 """The search stage: images to posterior.npz (METHOD.md section 3)."""
 
 import functools
+import tempfile
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from sivdnas_tf.data.augment import Augmentation
-from sivdnas_tf.data.datasets import bilevel_batches, steps_per_epoch
+from sivdnas_tf.data.datasets import as_datasets, bilevel_batches, steps_per_epoch, with_name_of
 from sivdnas_tf.models.supernet import Supernet
+from sivdnas_tf.run_dir import as_run_dir
 from sivdnas_tf.search_space import CELL_TYPES, get_search_space, plan_network
 from sivdnas_tf.training import objective, schedules
 from sivdnas_tf.training.distribution import check_batch_size, make_strategy, set_seeds
@@ -69,13 +71,15 @@ def check_search(config, datasets):
     _augmentation(config).check(datasets.image_shape)
 
 
-def run_search(config, datasets, run_dir, overwrite=False, say=print):
+def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
     """Searches, or continues a search, or returns a finished one's posterior.
 
     Args:
       config: a `Config`.
-      datasets: `Datasets`; only the splits weights and architecture are read.
-      run_dir: the `RunDir` that gets search/*.
+      datasets: `Datasets`, of which only the splits weights and architecture are read; or a `tf.data.Dataset` of `(image, label)`
+        (`data.datasets.as_datasets`).
+      run_dir: the `RunDir` or the path of the directory that gets search/*. None searches in a temporary directory that is removed at
+        the end: nothing but the result is kept, and an interrupted search is lost.
       overwrite: whether an earlier search in `run_dir` is removed first.
       say: function of a line for the user.
 
@@ -86,6 +90,11 @@ def run_search(config, datasets, run_dir, overwrite=False, say=print):
       RunDirError, ConfigError, DataError: see the modules that check; nothing is trained then.
       NonFiniteError, Interrupted: as `Loop.run`.
     """
+    if run_dir is None:
+        with tempfile.TemporaryDirectory(prefix="sivdnas-search-") as directory:
+            return run_search(config, datasets, directory, overwrite, say)
+    run_dir, datasets = as_run_dir(run_dir), as_datasets(datasets, config)
+    config = with_name_of(config, datasets)
     # What can never run is refused before its settings are on record, where they would stand in the way of better ones.
     check_search(config, datasets)
     strategy = make_strategy(config.distribution.strategy)

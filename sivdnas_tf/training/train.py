@@ -4,11 +4,12 @@ import keras
 import tensorflow as tf
 
 from sivdnas_tf.data.augment import Augmentation
-from sivdnas_tf.data.datasets import batches, steps_per_epoch
+from sivdnas_tf.data.datasets import as_datasets, batches, steps_per_epoch, with_name_of
+from sivdnas_tf.data.description import write_description
 from sivdnas_tf.errors import RunDirError
 from sivdnas_tf.models.evaluation_network import DROP_PATH_SCHEDULE, evaluation_network
 from sivdnas_tf.profiling.costs import check_budget
-from sivdnas_tf.run_dir import atomic_path
+from sivdnas_tf.run_dir import as_run_dir, atomic_path
 from sivdnas_tf.search_space import plan_network
 from sivdnas_tf.training import objective, schedules
 from sivdnas_tf.training.distribution import apply_gradients, check_batch_size, make_strategy, set_seeds
@@ -51,13 +52,14 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     """Trains the genotype's evaluation network, or continues, or says that it is done.
 
     All training images but the held-out ones are trained on; the held-out ones choose the epoch whose weights are kept
-    (`train.checkpoint_choice`) and nothing else. train/weights.weights.h5 holds the network without auxiliary head and drop path.
+    (`train.checkpoint_choice`) and nothing else. train/weights.weights.h5 holds the network without auxiliary head and drop path,
+    train/data.json what a user of the network must know of its images.
 
     Args:
       config: a `Config`.
       genotype: a `Genotype`.
-      datasets: `Datasets`; the test split is not read.
-      run_dir: the `RunDir` that gets train/*.
+      datasets: `Datasets`, of which the test split is not read; or a `tf.data.Dataset` (`data.datasets.as_datasets`).
+      run_dir: the `RunDir` or the path of the directory that gets train/*.
       overwrite: whether an earlier training in `run_dir` is removed first.
       say: function of a line for the user.
 
@@ -67,6 +69,8 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
       NonFiniteError, Interrupted: as `Loop.run`.
     """
     check_budget(genotype, config.budget)
+    run_dir, datasets = as_run_dir(run_dir), as_datasets(datasets, config)
+    config = with_name_of(config, datasets)
     # What can never run is refused before its settings are on record, where they would stand in the way of better ones.
     check_train(config, genotype, datasets)
     strategy = make_strategy(config.distribution.strategy)
@@ -76,6 +80,7 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     if state.done:
         say(f"train: done already ({run_dir.file(WEIGHTS)})")
         return
+    write_description(run_dir, datasets)
     set_seeds(config.seed, config.deterministic)
     weights = objective.class_weights(config.data.class_weights, datasets.train.labels, plan.classes)
     with strategy.scope():
@@ -91,6 +96,12 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
 
 def load_trained(config, genotype, datasets, run_dir):
     """The trained network in its deployed form: a Keras model from normalised images to logits.
+
+    Args:
+      config: a `Config`.
+      genotype: a `Genotype`.
+      datasets: `Datasets` or their `DataDescription`, for the shape of the images and the number of classes.
+      run_dir: the `RunDir`.
 
     Raises:
       RunDirError: where train/weights.weights.h5 is damaged, or of another network.
