@@ -15,6 +15,7 @@ from export.saved_model import write_saved_model
 from export.to_onnx import write_onnx
 from export.to_tflite import write_tflite
 from sivdnas_tf.data.augment import normalise
+from sivdnas_tf.data.datasets import with_name_of
 from sivdnas_tf.errors import RunDirError
 from sivdnas_tf.quiet import quiet
 from sivdnas_tf.run_dir import read_json, write_json
@@ -49,6 +50,7 @@ def run_export(config, genotype, datasets, run_dir, overwrite=False, say=print):
       RunDirError: where the network was not trained, or with other settings, or an earlier export was made with other settings.
     """
     run_dir.require("train")
+    config = with_name_of(config, datasets)
     run_dir.check_consistent("train", train_settings(config, genotype))
     cost = check_deployed_budget(config, genotype, datasets)
     settings = _settings(config, genotype, run_dir)

@@ -45,13 +45,15 @@ class Command:
       help: one line for the list of commands.
       flags: names in `_DEFINITIONS`.
       required: those of them that must be given.
-      run: function of the parsed `FlagValues`.
+      run: function of the parsed `FlagValues`, and of what stands beside the flags.
+      arguments: what stands beside the flags, at least one, as the help shows it; "" where nothing may.
     """
 
     help: str
     flags: tuple
     required: tuple
     run: typing.Callable
+    arguments: str = ""
 
 
 _DEFINITIONS = {
@@ -72,6 +74,7 @@ _DEFINITIONS = {
     "formats": (flags.DEFINE_list, None, "any of saved_model, onnx, tflite, separated by commas; the configuration's without it"),
     "preprocessing": (flags.DEFINE_string, None, "inside or outside the model; the configuration's without it"),
     "onnx_layout": (flags.DEFINE_string, None, "nhwc or nchw; the configuration's without it"),
+    "top": (flags.DEFINE_integer, 1, "labels an image, the most probable first; 1 without it"),
     "manifest": (flags.DEFINE_string, None, "an export/manifest.json"),
 }
 
@@ -79,6 +82,7 @@ _DEFINITIONS = {
 def _define(command, arguments):
     """The `FlagValues` of a command, not yet parsed."""
     values = flags.FlagValues()
+    values.set_gnu_getopt(bool(command.arguments))  # flags may then follow what is no flag
     flags.DEFINE_bool("help", False, "show this help", short_name="h", flag_values=values)
     for name in command.flags:
         if name == "config":
@@ -92,7 +96,7 @@ def _define(command, arguments):
 
 
 def _parse(name, command, arguments):
-    """Parses; raises `ConfigError`, one line, for whatever absl or ml_collections refuse."""
+    """`FlagValues`, and what stands beside the flags; raises `ConfigError`, one line, for whatever absl or ml_collections refuse."""
     argv = [f"{_PROGRAM} {name}", *arguments]
     values = _define(command, argv)
     if "config" in command.flags:
@@ -122,13 +126,15 @@ def _parse(name, command, arguments):
         raise ConfigError(
             f"the configuration cannot be read: {reason}. Expected a Python file with get_config(). Received: {_config_path(arguments)}"
         ) from None
-    if rest:
+    if rest and not command.arguments:
         raise ConfigError(f"{name} takes flags only. Received: {rest[0]!r}")
     if not values.help:
         for required in command.required:
             if values[required].value in (None, ""):
                 raise ConfigError(f"{name} needs --{required}: {_flag_help(required)}. Received: no --{required}")
-    return values
+        if command.arguments and not rest:
+            raise ConfigError(f"{name} needs {command.arguments}: at least one. Received: none")
+    return values, rest
 
 
 def _check_config(config):
@@ -211,6 +217,12 @@ def _evaluate(values):
     commands.evaluate(RunDir(values.workdir, create=False), values.split, values.overwrite)
 
 
+def _predict(values, *images):
+    if values.top < 1:
+        raise ConfigError(f"--top must be at least 1. Received: {values.top}")
+    commands.predict(RunDir(values.workdir, create=False), images, values.top)
+
+
 def _export(values):
     commands.export(
         RunDir(values.workdir, create=False),
@@ -258,6 +270,7 @@ COMMANDS = {
         _export,
     ),
     "verify": Command("check exported artifacts again", ("manifest",), ("manifest",), lambda values: commands.verify(values.manifest)),
+    "predict": Command("print path, label and probability of images", ("workdir", "top"), ("workdir",), _predict, "IMAGE…"),
     "report": Command(
         "write report.html", ("workdir",), ("workdir",), lambda values: commands.report(RunDir(values.workdir, create=False))
     ),
@@ -270,7 +283,7 @@ def _usage():
 
 
 def _command_usage(name, command):
-    lines = [f"usage: python -m {_PROGRAM} {name} [--flag=value …]", f"{command.help}", ""]
+    lines = [f"usage: python -m {_PROGRAM} {name} [--flag=value …] {command.arguments}".rstrip(), f"{command.help}", ""]
     for flag in command.flags:
         lines.append(f"  --{flag:14} {_flag_help(flag)}{' (required)' if flag in command.required else ''}")
     if "config" in command.flags:
@@ -287,11 +300,11 @@ def main(argv):
             return 0
         if name not in COMMANDS:
             raise ConfigError(f"unknown command.{nearest(name, COMMANDS)} Expected one of {', '.join(COMMANDS)}. Received: {name!r}")
-        values = _parse(name, COMMANDS[name], arguments)
+        values, rest = _parse(name, COMMANDS[name], arguments)
         if values.help:
             print(_command_usage(name, COMMANDS[name]))
         else:
-            COMMANDS[name].run(values)
+            COMMANDS[name].run(values, *rest)
     except (UserError, NonFiniteError, Interrupted) as error:
         print(f"{_PROGRAM}: {' '.join(str(error).splitlines())}", file=sys.stderr)  # one line, whatever a path or a message holds
         return error.exit_code

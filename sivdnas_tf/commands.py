@@ -5,9 +5,11 @@ TensorFlow is imported inside the functions that need it: `profile`, `derive` an
 
 import functools
 import json
+import os
 import sys
 
 from sivdnas_tf.config import Config, replace
+from sivdnas_tf.data.description import read_description
 from sivdnas_tf.derive import derive, full_genotype
 from sivdnas_tf.errors import RunDirError
 from sivdnas_tf.profiling import costs
@@ -36,7 +38,7 @@ def search(config, run_dir, overwrite=False, say=print):
     import_tensorflow()
     from sivdnas_tf.training.search import run_search
 
-    run_search(config, _datasets(config), run_dir, overwrite, say)
+    run_search(config, _datasets(config, say), run_dir, overwrite, say)
 
 
 def derive_genotype(run_dir, rule=None, seed=None, budget_macs=None, overwrite=False, say=print):
@@ -94,25 +96,45 @@ def train(config, run_dir, genotype=None, overwrite=False, say=print):
     import_tensorflow()
     from sivdnas_tf.training.train import run_train
 
-    run_train(config, given, _datasets(config), run_dir, overwrite, say)
+    run_train(config, given, _datasets(config, say), run_dir, overwrite, say)
 
 
 def evaluate(run_dir, split="test", overwrite=False, say=print):
     """Measures the trained network on a split; returns the content of evaluation.json."""
-    run_dir.require("train")
-    config, genotype = read_config(run_dir), run_dir.read_genotype()
-    # Keras loads weights into another genotype's network without a word where the layers that they share have the same shapes.
-    run_dir.check_consistent("train", {**config.stage_settings("train"), "genotype_sha256": genotype.sha256})
+    config, genotype = _read_trained(run_dir)
     import_tensorflow()
     from sivdnas_tf.training.evaluate import run_evaluate
     from sivdnas_tf.training.train import load_trained
 
-    datasets = _datasets(config)
+    datasets = _datasets(config, say)
     settings = {"weights_sha256": run_dir.sha256("train/weights.weights.h5")}
     model = load_trained(config, genotype, datasets, run_dir)
     result = run_evaluate(model, datasets, run_dir, settings, split, overwrite, say)
     say(_evaluation_line(result))
     return result
+
+
+def _read_trained(run_dir):
+    """Configuration and genotype that the run's weights were made of."""
+    run_dir.require("train")
+    config, genotype = read_config(run_dir), run_dir.read_genotype()
+    # Keras loads weights into another genotype's network without a word where the layers that they share have the same shapes.
+    run_dir.check_consistent("train", {**config.stage_settings("train"), "genotype_sha256": genotype.sha256})
+    return config, genotype
+
+
+def predict(run_dir, images, top=1, say=print):
+    """Prints path, label and probability of image files, separated by tabs: `top` lines an image, the most probable label first."""
+    config, genotype = _read_trained(run_dir)
+    description = read_description(run_dir)
+    import_tensorflow()
+    from sivdnas_tf.training.predict import predict_files
+    from sivdnas_tf.training.train import load_trained
+
+    model = load_trained(config, genotype, description, run_dir)
+    for path, labels in zip(images, predict_files(model, description, images, top), strict=True):
+        for label, probability in labels:
+            say(f"{os.fsencode(path).decode(errors='replace')}\t{label}\t{probability:.4f}")
 
 
 def _evaluation_line(result):
@@ -132,7 +154,7 @@ def export(run_dir, formats=None, budget_macs=None, preprocessing=None, onnx_lay
     import_tensorflow()
     from export.pipeline import artifact_lines, run_export
 
-    manifest = run_export(config, run_dir.read_genotype(), _datasets(config), run_dir, overwrite, say)
+    manifest = run_export(config, run_dir.read_genotype(), _datasets(config, say), run_dir, overwrite, say)
     for line in artifact_lines(manifest):
         say(line)
 
@@ -200,7 +222,7 @@ def dry_run(config, say=print):
     from sivdnas_tf.data.datasets import steps_per_epoch
     from sivdnas_tf.training.search import build_supernet, search_datasets, search_steps
 
-    datasets = _datasets(config)
+    datasets = _datasets(config, say)
     splits = (datasets.weights, datasets.architecture, datasets.holdout, datasets.test)
     say(f"data: {datasets.name}, {'x'.join(map(str, datasets.image_shape))}, {len(datasets.class_names)} classes")
     say("splits: " + ", ".join(f"{split.name} {len(split)}" for split in splits))
@@ -236,12 +258,12 @@ def _check_config(config, run_dir, stage, overwrite):
 
 
 @functools.lru_cache(maxsize=1)
-def _datasets_of(data_config, seed):
+def _datasets_of(data_config, seed, say):
     from sivdnas_tf.data.datasets import load_datasets
 
-    return load_datasets(data_config, seed)
+    return load_datasets(data_config, seed, say)
 
 
-def _datasets(config):
+def _datasets(config, say):
     # `run` calls one stage after the other on the same images.
-    return _datasets_of(config.data, config.seed)
+    return _datasets_of(config.data, config.seed, say)

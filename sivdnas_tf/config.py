@@ -21,13 +21,16 @@ class DataConfig:
     """Images and their splits.
 
     Attributes:
-      name: "digits" (scikit-learn's, bundled) or the name of a TFDS dataset, e.g. "cifar10".
+      name: "digits" (scikit-learn's, bundled), the name of a TFDS dataset, e.g. "cifar10", or "folder:PATH" (see data/folders.py).
       data_dir: where the TFDS dataset was prepared; "" is TFDS' own default directory. Nothing is ever downloaded.
-      resolution: pixels a side after resizing; 0 keeps the images' own size.
+      resolution: pixels a side after resizing; 0 keeps the images' own size (a folder needs one).
       holdout_fraction: share of the training images that is never trained on: chooses a checkpoint and verifies the export.
       test_fraction: share of the images that becomes the test split, for data that comes without one.
       crop_padding: pixels added on each side before the random crop of the training augmentation.
       flip: whether training images are flipped left to right at random.
+      class_weights: what an example's cross-entropy is multiplied by in search and training, not in evaluation: 1 ("none"), or for
+        unequal classes images / (classes * images of its class), over the training images ("balanced").
+      max_corrupt: number of images of a folder that may be unreadable: they are skipped, by name.
     """
 
     name: str = "digits"
@@ -37,6 +40,8 @@ class DataConfig:
     test_fraction: float = _field(0.2, above=0.0, high=0.9)
     crop_padding: int = _field(4, low=0)
     flip: bool = True
+    class_weights: str = _field("none", choices=("none", "balanced"))
+    max_corrupt: int = _field(0, low=0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -273,6 +273,11 @@ class RunDir:
             raise RunDirError(f"cannot read {path}: {error}") from None
 
 
+def as_run_dir(directory):
+    """A `RunDir` as it is, a path as the `RunDir` there."""
+    return directory if isinstance(directory, RunDir) else RunDir(directory)
+
+
 def _differences(old, new, path=""):
     """`[('search.epochs', 2, 3), …]`: the fields in which two nested dicts differ, with their values."""
     if isinstance(old, dict) and isinstance(new, dict):

@@ -41,6 +41,25 @@ def read_events():
     return read
 
 
+@pytest.fixture(scope="session")
+def make_folder():
+    """A function that writes `{class name: number of images}` below a directory, PNG of many sizes, each class of its own colour."""
+    import numpy as np
+    from PIL import Image
+
+    def make(root, classes):
+        rng = np.random.default_rng(0)
+        for label, (name, count) in enumerate(classes.items()):
+            (root / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 80, (*rng.integers(8, 20, 2), 3)).astype(np.uint8)
+                pixels[..., label % 3] += 150
+                Image.fromarray(pixels).save(root / name / f"{number:03}.png")
+        return root
+
+    return make
+
+
 _TINY_CONFIG = """
 import ml_collections
 

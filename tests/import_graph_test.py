@@ -21,6 +21,10 @@ LAYERS = {
         "layers.blocks",
         "profiling.costs",
         "data.augment",
+        "data.collect",
+        "data.description",
+        "data.folders",
+        "data.images",
         "training.schedules",
         "training.hypergradient",
         "training.distribution",
@@ -36,7 +40,7 @@ LAYERS = {
     ),
     3: ("layers.mixed_operation", "models.cells", "training.loop"),
     4: ("models.supernet", "models.evaluation_network", "training.evaluate"),
-    5: ("training.search", "training.train"),
+    5: ("training.predict", "training.search", "training.train"),
     6: (
         "report.curves",
         "report.drawing",
@@ -57,7 +61,10 @@ TOP = ("sivdnas_tf.commands", "sivdnas_tf.__main__")
 
 # Importing these must not import TensorFlow: a command can price, refuse or derive before it starts.
 TENSORFLOW_FREE = (
-    *(f"sivdnas_tf.{name}" for name in (*LAYERS[0], *LAYERS[6], *LAYERS[7], "profiling.costs", "derive", "zoo.registry")),
+    *(
+        f"sivdnas_tf.{name}"
+        for name in (*LAYERS[0], *LAYERS[6], *LAYERS[7], "data.description", "profiling.costs", "derive", "zoo.registry")
+    ),
     *CONFIGS,
 )
 

@@ -144,7 +144,18 @@ def test_the_list_of_commands(call):
         assert (code, err) == (0, "")
         for name, command in command_line.COMMANDS.items():
             assert any(line.split(maxsplit=1) == [name, command.help] for line in out.splitlines())
-    assert list(command_line.COMMANDS) == ["run", "search", "derive", "train", "evaluate", "profile", "export", "verify", "report"]
+    assert list(command_line.COMMANDS) == [
+        "run",
+        "search",
+        "derive",
+        "train",
+        "evaluate",
+        "profile",
+        "export",
+        "verify",
+        "predict",
+        "report",
+    ]
 
 
 @pytest.mark.parametrize("name", command_line.COMMANDS)

@@ -1,6 +1,7 @@
 """Labelled images in memory, their four disjoint splits, and the batches that search, training and evaluation read.
 
-Sources: scikit-learn's bundled digits, and any TFDS dataset that was prepared before; nothing is ever downloaded. The splits:
+Sources: scikit-learn's bundled digits, any TFDS dataset that was prepared before, folders of image files, and in Python arrays or a
+`tf.data.Dataset`; nothing is ever downloaded. The splits:
 
     weights       half of what is trained on: the supernet's weights
     architecture  the other half, equally large: the architecture parameters
@@ -19,11 +20,16 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
+from sivdnas_tf.config import replace
+from sivdnas_tf.data import folders
 from sivdnas_tf.data.augment import Augmentation, normalise
+from sivdnas_tf.data.collect import checked_pairs, collect
+from sivdnas_tf.data.images import resize
 from sivdnas_tf.errors import DataError, nearest
 
 _MIN_STD = 1 / 255  # one grey level: a constant channel is divided by it, not by zero
 _SPLITS = ("weights", "architecture", "holdout", "test")
+_OWN_NAME = "tf.data"  # of images that were given without a name
 _CHUNK = 512  # images that are counted or read at a time
 _TFDS_NAME = re.compile(r"[a-zA-Z]\w*(/[\w+.-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?")  # NAME, NAME/CONFIG, NAME:VERSION, NAME/CONFIG:VERSION
 
@@ -94,22 +100,29 @@ class Datasets:
         return dataclasses.replace(self, image_shape=(resolution, resolution, self.image_shape[2]), mean=mean, std=std, **splits)
 
 
-def load_datasets(data_config, seed):
+def load_datasets(data_config, seed, say=print):
     """Reads the source that a configuration names and splits it.
 
     Args:
-      data_config: a `config.DataConfig`. "digits" is scikit-learn's; any other name is a TFDS dataset prepared in `data_dir`.
+      data_config: a `config.DataConfig`. "digits" is scikit-learn's, "folder:PATH" a folder of images; any other name is a TFDS dataset
+        prepared in `data_dir`.
       seed: of the splits.
+      say: function of a line for the user: what of a folder was ignored or skipped.
 
     Returns:
       `Datasets`. A TFDS dataset keeps its own "test" split, or "validation" where it has no "test" with labels (a "test" whose
-      labels are all -1, as of a competition, is not used); otherwise `test_fraction` of the images becomes the test split.
+      labels are all -1, as of a competition, is not used), a folder its own test/; otherwise `test_fraction` of the images becomes the
+      test split.
 
     Raises:
       DataError: where the dataset is unknown, not prepared, unreadable, no image classification, or too small.
+      ConfigError: for a folder without `resolution`.
     """
-    read = _read_digits if data_config.name == "digits" else _read_tfds
-    (images, labels), test, class_names = read(data_config)
+    if data_config.name.startswith(folders.PREFIX):
+        (images, labels), test, class_names = folders.read_folder(data_config, say)
+    else:
+        read = _read_digits if data_config.name == "digits" else _read_tfds
+        (images, labels), test, class_names = read(data_config)
     return datasets_from_arrays(
         data_config.name,
         images,
@@ -159,6 +172,67 @@ def datasets_from_arrays(name, images, labels, class_names, *, seed, holdout_fra
     _check_sizes(name, splits, class_names)
     mean, std = _channel_statistics([splits["weights"].images, splits["architecture"].images])
     return Datasets(name=name, image_shape=images.shape[1:], class_names=tuple(class_names), mean=mean, std=std, **splits)
+
+
+def datasets_from_tf_data(name, dataset, class_names=None, *, seed, resolution=0, holdout_fraction=0.1, test_fraction=0.2, test=None):
+    """Reads a `tf.data.Dataset` of the user's own into memory, once, and splits it.
+
+    Args:
+      name: for messages, reports and the record of the stages that use the images.
+      dataset: gives pairs `(image, label)`, unbatched: uint8 [H, W, C] with pixel values from 0 to 255, an integer from 0. Whatever
+        order it gives them in, the same order gives the same splits: leave shuffling to the training.
+      class_names: one a label; None names the labels found by their numbers.
+      seed, holdout_fraction, test_fraction: as `datasets_from_arrays`.
+      resolution: pixels a side after resizing; 0 for images that are square and of one size already.
+      test: a `tf.data.Dataset` alike that becomes the test split, or None.
+
+    Returns:
+      `Datasets`.
+
+    Raises:
+      DataError: for batches, images that are not uint8, missing labels, labels without a class name, an endless dataset, or too few
+        images.
+    """
+    sources = [checked_pairs(source, name) for source in (dataset, test) if source is not None]
+    try:
+        images, *of_test = (collect(source, name, resolution) for source in sources)
+    except tf.errors.InvalidArgumentError as error:  # a shape that only the elements have
+        raise DataError(
+            f"{name!r} must give images [height, width, channels]. Received: {' '.join(error.message.split())[:300]}"
+        ) from error
+    if class_names is None:
+        largest = max(labels.max() for _, labels in (images, *of_test))
+        # More classes than images are refused below, without a name for each.
+        class_names = [str(label) for label in range(min(largest, len(images[0])) + 1)]
+    return datasets_from_arrays(
+        name,
+        *images,
+        class_names,
+        seed=seed,
+        holdout_fraction=holdout_fraction,
+        test_fraction=test_fraction,
+        test=of_test[0] if of_test else None,
+    )
+
+
+def as_datasets(datasets, config):
+    """`Datasets` as they are; a `tf.data.Dataset` as `datasets_from_tf_data` reads it under a `Config`, with its labels as names."""
+    if isinstance(datasets, Datasets):
+        return datasets
+    data = config.data
+    return datasets_from_tf_data(
+        _OWN_NAME,
+        datasets,
+        seed=config.seed,
+        resolution=data.resolution,
+        holdout_fraction=data.holdout_fraction,
+        test_fraction=data.test_fraction,
+    )
+
+
+def with_name_of(config, datasets):
+    """`config` with the name of `datasets`, which need not be what it names: what the record of a stage says of its images."""
+    return config if config.data.name == datasets.name else replace(config, data={"name": datasets.name})
 
 
 def steps_per_epoch(split, batch_size, drop_remainder=True):
@@ -323,7 +397,7 @@ def _read_digits(data_config):
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
     dataset = tf.data.Dataset.from_tensor_slices((images, digits.target))
-    return _collect(dataset, data_config), None, tuple(str(name) for name in digits.target_names)
+    return collect(dataset, "digits", data_config.resolution), None, tuple(str(name) for name in digits.target_names)
 
 
 def _read_tfds(data_config):
@@ -351,7 +425,7 @@ def _prepared_builder(data_config):
     name, data_dir = data_config.name, data_config.data_dir
     received = f"Received: data.name={name!r}, data.data_dir={data_dir!r}"
     if not _TFDS_NAME.fullmatch(name):
-        raise DataError(f"data.name must be 'digits' or a TFDS name: NAME, NAME/CONFIG or NAME:VERSION. {received}")
+        raise DataError(f"data.name must be 'digits' or a TFDS name: NAME, NAME/CONFIG or NAME:VERSION, or folder:PATH. {received}")
     if "://" in (data_dir or os.environ.get("TFDS_DATA_DIR", "")):
         raise DataError(f"data.data_dir (or TFDS_DATA_DIR) must be a directory of this machine. {received}")
     # A version pattern makes TFDS look at the files before its code: whichever version was prepared is found.
@@ -411,41 +485,14 @@ def _read_tfds_split(builder, image_key, label_key, data_config, split):
             decoders={key: tfds.decode.SkipDecoding() for key, feature in others.items() if isinstance(feature, tfds.features.Image)},
             read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),  # the order of the files
         )
-        return _collect(dataset.map(lambda example: (example[image_key], example[label_key])), data_config)
+        pairs = dataset.map(lambda example: (example[image_key], example[label_key]))
+        return collect(pairs, data_config.name, data_config.resolution)
     except (tf.errors.NotFoundError, tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
         reason = " ".join(error.message.split())[:300]
         raise DataError(f"split {split!r} of dataset {data_config.name!r} cannot be read. Received: {reason}") from error
 
 
-def _collect(dataset, data_config):
-    """uint8 images [n, H, W, C] and int32 labels [n] of a `tf.data.Dataset` of pairs, resized where `resolution` says so."""
-    resolution = data_config.resolution
-    if resolution:
-        dataset = dataset.map(
-            lambda image, label: (_resized(image, resolution), label), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-        )
-    same_size = dataset.element_spec[0].shape.is_fully_defined()
-    images, labels = [], []
-    for image, label in dataset.batch(_CHUNK if same_size else 1).as_numpy_iterator():
-        images.append(image)
-        labels.append(label)
-        if image.shape[1:] != images[0].shape[1:]:
-            raise DataError(
-                f"the images of {data_config.name!r} differ in size: set data.resolution to resize them. "
-                f"Received: {list(images[0].shape[1:])} and {list(image.shape[1:])}"
-            )
-    if not images:
-        raise DataError(f"a split of dataset {data_config.name!r} holds no image. Received: 0 images")
-    return np.concatenate(images), np.concatenate(labels).astype(np.int32)
-
-
 def _resized_array(images, resolution):
     """uint8 images [n, R, R, C] at another resolution, a chunk at a time: in float32 they take four times the memory."""
     starts = range(0, len(images), _CHUNK)
-    return np.concatenate([_resized(images[start : start + _CHUNK], resolution).numpy() for start in starts])
-
-
-def _resized(image, resolution):
-    # The aspect ratio is not kept: the whole image is seen.
-    resized = tf.image.resize(image, [resolution, resolution], antialias=True)
-    return tf.cast(tf.clip_by_value(tf.round(resized), 0.0, 255.0), tf.uint8)
+    return np.concatenate([resize(images[start : start + _CHUNK], resolution).numpy() for start in starts])

@@ -175,6 +175,7 @@ class Supernet(keras.Model):
         weight_decay=0.0,
         architecture_weight_decay=0.0,
         gradient_clip_norm=0.0,
+        class_weights=None,
         run_eagerly=False,
     ):
         """Sets both optimizers and how the step uses them; under a strategy, call it inside `strategy.scope()`.
@@ -186,6 +187,7 @@ class Supernet(keras.Model):
           weight_decay: coupled, on the weights.
           architecture_weight_decay: coupled, on w and phi.
           gradient_clip_norm: largest global norm of the weights' gradient; 0 for no clipping.
+          class_weights: float `[classes]` that an example's cross-entropy is multiplied by in both losses; None for 1.
           run_eagerly: whether `fit` runs without tf.function, for debugging.
         """
         # XLA on a CPU is far slower for depthwise convolutions (STACK.md section 8), so never by Keras' own choice.
@@ -194,7 +196,7 @@ class Supernet(keras.Model):
         # Keras builds a model's optimizer on all variables unless it is built already.
         weight_optimizer.build(self.weight_variables)
         architecture_optimizer.build(self.architecture_variables)
-        self.kl_weight, self.gradient_clip_norm = kl_weight, gradient_clip_norm
+        self.kl_weight, self.gradient_clip_norm, self._class_weights = kl_weight, gradient_clip_norm, class_weights
         self._weight_decays = [weight_decay] * len(self.weight_variables)
         decayed, undecayed = len(self.mixing_variables), len(self.dropout_rate_variables)
         self._architecture_weight_decays = [architecture_weight_decay] * decayed + [0.0] * undecayed
@@ -218,7 +220,8 @@ class Supernet(keras.Model):
     def _architecture_step(self, draw, images, labels):
         def loss():
             logits, divergence = self(images, draw=draw), self.kl_divergence(draw)
-            return objective.architecture_loss(labels, logits, divergence, self.kl_weight), (logits, divergence)
+            value = objective.architecture_loss(labels, logits, divergence, self.kl_weight, self._class_weights)
+            return value, (logits, divergence)
 
         value, (logits, divergence), gradients = hypergradient.first_order(loss, self.architecture_variables)
         apply_gradients(self.architecture_optimizer, gradients, self.architecture_variables, weight_decays=self._architecture_weight_decays)
@@ -234,7 +237,7 @@ class Supernet(keras.Model):
         with tf.GradientTape(watch_accessed_variables=False) as tape:
             tape.watch(tensors)
             logits = self(images, draw=draw)
-            value = objective.cross_entropy(labels, logits)
+            value = objective.cross_entropy(labels, logits, weights=self._class_weights)
         gradients = tape.gradient(value, tensors, unconnected_gradients=tf.UnconnectedGradients.ZERO)
         apply_gradients(self.weight_optimizer, gradients, variables, clip_norm=self.gradient_clip_norm, weight_decays=self._weight_decays)
         return {"loss": value, "accuracy": objective.accuracy(labels, logits)}

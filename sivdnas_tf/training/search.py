@@ -1,18 +1,19 @@
 """The search stage: images to posterior.npz (METHOD.md section 3)."""
 
 import functools
+import tempfile
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from sivdnas_tf.data.augment import Augmentation
-from sivdnas_tf.data.datasets import bilevel_batches, steps_per_epoch
+from sivdnas_tf.data.datasets import as_datasets, bilevel_batches, steps_per_epoch, with_name_of
 from sivdnas_tf.errors import ConfigError, DataError
 from sivdnas_tf.models.supernet import Supernet
-from sivdnas_tf.run_dir import write_json
+from sivdnas_tf.run_dir import as_run_dir, write_json
 from sivdnas_tf.search_space import CELL_TYPES, get_search_space, plan_network
-from sivdnas_tf.training import schedules
+from sivdnas_tf.training import objective, schedules
 from sivdnas_tf.training.distribution import check_batch_size, make_strategy, set_seeds
 from sivdnas_tf.training.loop import Loop, LoopPlan, model_state
 
@@ -57,7 +58,7 @@ def supernet_plan(config, image_shape, classes):
     )
 
 
-def build_supernet(config, image_shape, classes, steps):
+def build_supernet(config, image_shape, classes, steps, class_weights=None):
     """The compiled supernet of a configuration; call it in the strategy's scope.
 
     Args:
@@ -65,6 +66,7 @@ def build_supernet(config, image_shape, classes, steps):
       image_shape: (resolution, resolution, channels).
       classes: number of classes.
       steps: steps an epoch, which the weights' learning rate follows.
+      class_weights: float `[classes]`, or None.
     """
     search, space = config.search, get_search_space(config.search.search_space)
     plan = supernet_plan(config, image_shape, classes)
@@ -79,17 +81,27 @@ def build_supernet(config, image_shape, classes, steps):
         weight_decay=search.weight_decay,
         architecture_weight_decay=search.architecture_weight_decay,
         gradient_clip_norm=search.gradient_clip_norm,
+        class_weights=class_weights,
     )
     return supernet
 
 
-def run_search(config, datasets, run_dir, overwrite=False, say=print):
+def _check_search(config, datasets, strategy):
+    """Raises `ConfigError` where these images, at the search's resolution, cannot be searched on."""
+    check_batch_size(config.search.batch_size, strategy, "search.batch_size")
+    supernet_plan(config, datasets.image_shape, len(datasets.class_names))
+    _augmentation(config).check(datasets.image_shape)
+
+
+def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
     """Searches, or continues a search, or returns a finished one's posterior.
 
     Args:
       config: a `Config`.
-      datasets: `Datasets`; only the splits weights and architecture are read.
-      run_dir: the `RunDir` that gets config.json and search/*.
+      datasets: `Datasets`, of which only the splits weights and architecture are read; or a `tf.data.Dataset` of `(image, label)`
+        (`data.datasets.as_datasets`).
+      run_dir: the `RunDir` or the path of the directory that gets config.json and search/*. None searches in a temporary directory
+        that is removed at the end: nothing but the result is kept, and an interrupted search is lost.
       overwrite: whether an earlier search in `run_dir` is removed first.
       say: function of a line for the user.
 
@@ -100,21 +112,26 @@ def run_search(config, datasets, run_dir, overwrite=False, say=print):
       RunDirError, ConfigError, DataError: see the modules that check; nothing is trained or written then.
       NonFiniteError, Interrupted: as `Loop.run`.
     """
-    strategy = make_strategy(config.distribution.strategy)
+    if run_dir is None:
+        with tempfile.TemporaryDirectory(prefix="sivdnas-search-") as directory:
+            return run_search(config, datasets, directory, overwrite, say)
+    run_dir, datasets = as_run_dir(run_dir), as_datasets(datasets, config)
+    config = with_name_of(config, datasets)
     # What can never run is refused before its settings are on record, where they would stand in the way of better ones.
-    check_batch_size(config.search.batch_size, strategy, "search.batch_size")
     datasets = search_datasets(config, datasets)
+    strategy = make_strategy(config.distribution.strategy)
+    _check_search(config, datasets, strategy)
     steps = search_steps(config, datasets)
-    supernet_plan(config, datasets.image_shape, len(datasets.class_names))
-    _augmentation(config).check(datasets.image_shape)
     state = run_dir.begin("search", config.stage_settings("search"), overwrite)
     write_json(run_dir.file("config.json"), config.to_dict())
     if state.done:
         say(f"search: done already ({run_dir.file('search/posterior.npz')})")
         return run_dir.read_posterior()
     set_seeds(config.seed, config.deterministic)
+    labels = np.concatenate([datasets.weights.labels, datasets.architecture.labels])
+    weights = objective.class_weights(config.data.class_weights, labels, len(datasets.class_names))
     with strategy.scope():
-        supernet = build_supernet(config, datasets.image_shape, len(datasets.class_names), steps)
+        supernet = build_supernet(config, datasets.image_shape, len(datasets.class_names), steps, weights)
     Loop(_loop_plan(config, datasets, run_dir, supernet, steps), run_dir, strategy, config.checkpoint, say).run()
     posterior = supernet.posterior(config.search.epochs)
     run_dir.write_posterior(posterior)

@@ -4,11 +4,12 @@ import keras
 import tensorflow as tf
 
 from sivdnas_tf.data.augment import Augmentation
-from sivdnas_tf.data.datasets import batches, steps_per_epoch
+from sivdnas_tf.data.datasets import as_datasets, batches, steps_per_epoch, with_name_of
+from sivdnas_tf.data.description import write_description
 from sivdnas_tf.errors import RunDirError
 from sivdnas_tf.models.evaluation_network import DROP_PATH_SCHEDULE, evaluation_network
 from sivdnas_tf.profiling.costs import check_budget
-from sivdnas_tf.run_dir import atomic_path, write_json
+from sivdnas_tf.run_dir import as_run_dir, atomic_path, write_json
 from sivdnas_tf.search_space import plan_network
 from sivdnas_tf.training import objective, schedules
 from sivdnas_tf.training.distribution import apply_gradients, check_batch_size, make_strategy, set_seeds
@@ -39,17 +40,26 @@ def train_settings(config, genotype):
     return {**config.stage_settings("train"), "genotype_sha256": genotype.sha256}
 
 
+def _check_train(config, genotype, datasets):
+    """Raises `ConfigError` or `DataError`, having trained and written nothing, where the network cannot be trained on these images."""
+    check_batch_size(config.train.batch_size, make_strategy(config.distribution.strategy), "train.batch_size")
+    steps_per_epoch(datasets.train, config.train.batch_size)
+    trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
+    _augmentation(config).check(datasets.image_shape)
+
+
 def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     """Trains the genotype's evaluation network, or continues, or says that it is done.
 
     All training images but the held-out ones are trained on; the held-out ones choose the epoch whose weights are kept
-    (`train.checkpoint_choice`) and nothing else. train/weights.weights.h5 holds the network without auxiliary head and drop path.
+    (`train.checkpoint_choice`) and nothing else. train/weights.weights.h5 holds the network without auxiliary head and drop path,
+    train/data.json what a user of the network must know of its images.
 
     Args:
       config: a `Config`.
       genotype: a `Genotype`.
-      datasets: `Datasets`; the test split is not read.
-      run_dir: the `RunDir` that gets config.json, train/* and, unless it has one, genotype.json.
+      datasets: `Datasets`, of which the test split is not read; or a `tf.data.Dataset` (`data.datasets.as_datasets`).
+      run_dir: the `RunDir` or the path of the directory that gets config.json, train/* and, unless it has one, genotype.json.
       overwrite: whether an earlier training in `run_dir` is removed first.
       say: function of a line for the user.
 
@@ -59,12 +69,13 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
       NonFiniteError, Interrupted: as `Loop.run`.
     """
     check_budget(genotype, config.budget)
-    strategy = make_strategy(config.distribution.strategy)
+    run_dir, datasets = as_run_dir(run_dir), as_datasets(datasets, config)
+    config = with_name_of(config, datasets)
     # What can never run is refused before its settings are on record, where they would stand in the way of better ones.
-    check_batch_size(config.train.batch_size, strategy, "train.batch_size")
+    _check_train(config, genotype, datasets)
+    strategy = make_strategy(config.distribution.strategy)
     steps = steps_per_epoch(datasets.train, config.train.batch_size)
     plan = trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
-    _augmentation(config).check(datasets.image_shape)
     state = run_dir.begin("train", train_settings(config, genotype), overwrite)
     write_json(run_dir.file("config.json"), config.to_dict())
     if not run_dir.is_done("derive"):
@@ -72,9 +83,11 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     if state.done:
         say(f"train: done already ({run_dir.file(WEIGHTS)})")
         return
+    write_description(run_dir, datasets)
     set_seeds(config.seed, config.deterministic)
+    weights = objective.class_weights(config.data.class_weights, datasets.train.labels, plan.classes)
     with strategy.scope():
-        trainer = Trainer(config, genotype, plan, steps, strategy)
+        trainer = Trainer(config, genotype, plan, steps, strategy, weights)
     deployed = evaluation_network(genotype, plan)
     Loop(_loop_plan(config, datasets, run_dir, trainer, deployed, steps), run_dir, strategy, config.checkpoint, say).run()
     if config.train.checkpoint_choice == "best":
@@ -86,6 +99,12 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
 
 def load_trained(config, genotype, datasets, run_dir):
     """The trained network in its deployed form: a Keras model from normalised images to logits.
+
+    Args:
+      config: a `Config`.
+      genotype: a `Genotype`.
+      datasets: `Datasets` or their `DataDescription`, for the shape of the images and the number of classes.
+      run_dir: the `RunDir`.
 
     Raises:
       RunDirError: where train/weights.weights.h5 is damaged, or of another network.
@@ -109,10 +128,11 @@ class Trainer:
       plan: the `NetworkPlan`.
       steps: steps an epoch.
       strategy: the strategy whose scope this is in: with several replicas, batch-norm takes its statistics over all of them.
+      class_weights: float `[classes]` that an example's cross-entropy is multiplied by, or None.
     """
 
-    def __init__(self, config, genotype, plan, steps, strategy):
-        self.train = config.train
+    def __init__(self, config, genotype, plan, steps, strategy, class_weights=None):
+        self.train, self._class_weights = config.train, class_weights
         self.model = evaluation_network(
             genotype,
             plan,
@@ -142,7 +162,12 @@ class Trainer:
             outputs = self.model(images, training=True)
             logits, auxiliary_logits = outputs if train.auxiliary_weight > 0 else (outputs, None)
             loss = objective.training_loss(
-                labels, logits, auxiliary_logits, auxiliary_weight=train.auxiliary_weight, label_smoothing=train.label_smoothing
+                labels,
+                logits,
+                auxiliary_logits,
+                auxiliary_weight=train.auxiliary_weight,
+                label_smoothing=train.label_smoothing,
+                weights=self._class_weights,
             )
         gradients = tape.gradient(loss, [variable.value for variable in variables], unconnected_gradients=tf.UnconnectedGradients.ZERO)
         apply_gradients(

@@ -12,7 +12,8 @@ import tensorflow as tf
 
 from sivdnas_tf.config import DataConfig
 from sivdnas_tf.data.augment import Augmentation
-from sivdnas_tf.data.datasets import _resized, batches, load_datasets
+from sivdnas_tf.data.datasets import batches, load_datasets
+from sivdnas_tf.data.images import resize
 from sivdnas_tf.errors import DataError
 
 SPLITS = ("weights", "architecture", "holdout", "test")
@@ -67,7 +68,7 @@ def test_digits_can_be_resized():
 def test_resizing_averages_instead_of_skipping_pixels():
     stripes = np.zeros((32, 32, 1), np.uint8)
     stripes[:, ::4] = 255
-    resized = _resized(tf.constant(stripes), 8).numpy()
+    resized = resize(tf.constant(stripes), 8).numpy()
     assert resized.dtype == np.uint8
     assert np.abs(resized[:, 1:-1].astype(int) - 255 / 4).max() < 20  # 0 without antialiasing
 

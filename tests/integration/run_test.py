@@ -20,6 +20,7 @@ FILES = (
     "search/checkpoints/checkpoint",
     "genotype.json",
     "derive.json",
+    "train/data.json",
     "train/metrics.jsonl",
     "train/checkpoints/checkpoint",
     "train/weights.weights.h5",

@@ -402,6 +402,17 @@ def test_kl_weight_scales_the_architectures_loss_only(built):
 # Results.
 
 
+def test_class_weights_are_in_both_losses(supernet):
+    weights = np.linspace(0.5, 3.0, supernet.plan.classes).astype(np.float32)
+    compiled(supernet, weight_rate=0.0, architecture_rate=0.0, kl_weight=0.0, class_weights=weights)
+    draw, logs = supernet.draw(0), supernet.bilevel_step(DATA)
+    for name, (images, labels) in (("loss", WEIGHT_BATCH), ("architecture_loss", ARCHITECTURE_BATCH)):
+        logits = supernet(images, draw=draw)
+        expected = objective.cross_entropy(labels, logits, weights=weights)
+        assert float(logs[name]) == pytest.approx(float(expected), rel=1e-5)
+        assert float(logs[name]) != pytest.approx(float(objective.cross_entropy(labels, logits)), rel=1e-2)
+
+
 def test_posterior_round_trip():
     plan = plan_network("cifar", channels=2, cells=3, classes=3, resolution=4)
     network, generator = Supernet(get_search_space("darts"), plan), np.random.default_rng(5)

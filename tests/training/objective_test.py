@@ -36,6 +36,42 @@ def test_cross_entropy_is_computed_in_float32():
     assert float(value) == pytest.approx(keras_cross_entropy(tf.cast(low, tf.float32)), rel=1e-6)
 
 
+WEIGHTS = np.array([0.5, 2.0, 1.0, 3.0, 0.25], np.float32)
+
+
+def weighted_cross_entropy(logits, label_smoothing=0.0):
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=label_smoothing)
+    return float(loss(tf.one_hot(LABELS, 5), logits, sample_weight=WEIGHTS[LABELS.numpy()]))
+
+
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+def test_a_weight_multiplies_each_example_of_its_class(label_smoothing):
+    value = float(objective.cross_entropy(LABELS, LOGITS, label_smoothing, WEIGHTS))
+    assert value == pytest.approx(weighted_cross_entropy(LOGITS, label_smoothing), rel=1e-6)
+    assert value != pytest.approx(keras_cross_entropy(LOGITS, label_smoothing), rel=1e-2)
+    ones = objective.cross_entropy(LABELS, LOGITS, label_smoothing, np.ones(5, np.float32))
+    assert float(ones) == pytest.approx(keras_cross_entropy(LOGITS, label_smoothing), rel=1e-6)
+
+
+def test_weights_are_of_every_cross_entropy_and_of_nothing_else():
+    value = objective.architecture_loss(LABELS, LOGITS, tf.constant(50.0), 0.01, WEIGHTS)
+    assert float(value) == pytest.approx(weighted_cross_entropy(LOGITS) + 0.5, rel=1e-6)
+    both = objective.training_loss(LABELS, LOGITS, AUXILIARY_LOGITS, auxiliary_weight=0.4, label_smoothing=0.1, weights=WEIGHTS)
+    expected = weighted_cross_entropy(LOGITS, 0.1) + 0.4 * weighted_cross_entropy(AUXILIARY_LOGITS, 0.1)
+    assert float(both) == pytest.approx(expected, rel=1e-6)
+
+
+def test_balanced_class_weights_are_scikit_learn_s():
+    from sklearn.utils.class_weight import compute_class_weight
+
+    labels = GENERATOR.choice(4, 200, p=[0.6, 0.25, 0.1, 0.05])
+    weights = objective.class_weights("balanced", labels, 4)
+    assert weights.dtype == np.float32
+    np.testing.assert_allclose(weights, compute_class_weight("balanced", classes=np.arange(4), y=labels), rtol=1e-6)
+    assert weights[labels].mean() == pytest.approx(1, rel=1e-6)
+    assert objective.class_weights("none", labels, 4) is None
+
+
 @pytest.mark.parametrize("kl_weight", [0.0, 0.01, 1.0])
 def test_architecture_loss_adds_the_weighted_divergence(kl_weight):
     value = objective.architecture_loss(LABELS, LOGITS, tf.constant(50.0), kl_weight)

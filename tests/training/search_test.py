@@ -176,6 +176,23 @@ def test_other_settings_are_refused_by_name_and_change_nothing(searched, config,
     assert listing(run_dir.path) == before
 
 
+def test_class_weights_are_among_the_settings_and_reach_the_supernet(searched, config, tmp_path, no_training, monkeypatch):
+    class Captured(Exception):
+        pass
+
+    def capture(*arguments):
+        raise Captured(arguments[-1])
+
+    balanced = replace(config, data={"class_weights": "balanced"})
+    with pytest.raises(RunDirError, match=r"data.class_weights='none', now 'balanced'"):
+        run_search(balanced, searched.datasets, RunDir(searched.copy(tmp_path / "run")))
+    monkeypatch.setattr(search_module, "build_supernet", capture)
+    with pytest.raises(Captured) as caught:
+        run_search(balanced, searched.datasets, RunDir(tmp_path / "new"))
+    counts = np.bincount(searched.datasets.train.labels)
+    np.testing.assert_allclose(caught.value.args[0], counts.sum() / (10 * counts), rtol=1e-6)
+
+
 def test_settings_of_later_stages_do_not_concern_a_search(searched, config, tmp_path, no_training):
     later = replace(config, train={"epochs": 9}, budget={"macs": 1.0}, derive={"rule": "mode"}, export={"formats": ["onnx"]})
     later = replace(later, checkpoint={"keep": 5})

@@ -298,6 +298,38 @@ def test_a_step_is_sgd_on_the_training_loss(config, digits):
         np.testing.assert_allclose(variable.numpy(), value, rtol=1e-3, atol=1e-5)
 
 
+def test_a_run_gives_its_steps_the_weights_of_its_classes(config, digits, tmp_path, monkeypatch):
+    class Captured(Exception):
+        pass
+
+    class Capturing(Trainer):
+        def __init__(self, *arguments):
+            raise Captured(arguments[-1])
+
+    monkeypatch.setattr(train_module, "Trainer", Capturing)
+    for kind in ("none", "balanced"):
+        with pytest.raises(Captured) as caught:
+            run_train(replace(config, data={"class_weights": kind}), SMALL, digits, RunDir(tmp_path / kind))
+        (weights,) = caught.value.args
+        if kind == "none":
+            assert weights is None
+    counts = np.bincount(digits.train.labels)
+    np.testing.assert_allclose(weights, counts.sum() / (10 * counts), rtol=1e-6)
+
+
+def test_a_step_weighs_the_examples_of_each_class(config, digits):
+    config = replace(config, train={"drop_path_rate": 0.0})
+    images, labels = normalise(digits.weights.images[:32], digits.mean, digits.std), tf.constant(digits.weights.labels[:32])
+    losses = []
+    for factor in (1.0, 4.0):
+        weights = np.full(10, factor, np.float32)
+        plan = trained_plan(config, SMALL, digits.image_shape, 10)
+        keras.utils.set_random_seed(0)
+        trainer = Trainer(config, SMALL, plan, STEPS, tf.distribute.get_strategy(), weights)
+        losses.append(float(trainer.step((images, labels))["loss"]))
+    assert losses[1] == pytest.approx(4 * losses[0], rel=1e-5)
+
+
 def test_an_epoch_is_augmented_batches_of_all_training_images(config, digits, tmp_path, monkeypatch):
     class Captured(Exception):
         pass
