@@ -13,7 +13,7 @@ _EXAMPLES = ("quickstart.py", "cifar10.py", "cifar10_convergence.py", "cifar10_s
 def load(path, *overrides):
     """The configuration as a command would get it: through the flag --config."""
     command = command_line.COMMANDS["run"]
-    values = command_line._parse("run", command, [f"--config={path}", "--workdir=unused", *overrides])
+    values, _ = command_line._parse("run", command, [f"--config={path}", "--workdir=unused", *overrides])
     return Config.from_dict(values.config.to_dict())
 
 
@@ -43,7 +43,7 @@ def test_every_docstring_has_a_command_that_the_command_line_takes(directory, na
     command, *arguments = shlex.split(line)
     assert f"--config=configs/{name}" in arguments
     located = [argument.replace("--config=configs/", f"--config={directory}/") for argument in arguments]
-    values = command_line._parse(command, command_line.COMMANDS[command], located)
+    values, _ = command_line._parse(command, command_line.COMMANDS[command], located)
     assert values.workdir.startswith("runs/")
     # What it takes, or the target that runs it.
     assert any(word in docstring for word in ("GPU-hours", "quickstart", "minutes on two CPU cores"))

@@ -4,7 +4,6 @@ import json
 import os
 
 import pytest
-from main_test import fixture_call, fixture_refusal, listing  # noqa: F401
 from PIL import Image
 
 
@@ -14,7 +13,7 @@ def fixture_folder(make_folder, tmp_path):
 
 
 @pytest.fixture(name="refuse")
-def fixture_refuse(refusal, tiny_config, tmp_path):
+def fixture_refuse(refusal, listing, tiny_config, tmp_path):
     """The line with which `run` refuses a folder, in a work directory that stays empty; the folder stays as it was, too."""
 
     (tmp_path / "run").mkdir()
@@ -137,7 +136,7 @@ def test_predict_needs_no_training_images(call, trained, picture, monkeypatch):
     assert call("predict", f"--workdir={trained.path}", picture)[0] == 0
 
 
-def test_predict_refuses_what_it_cannot_read(refusal, trained, picture, tmp_path):
+def test_predict_refuses_what_it_cannot_read(refusal, listing, trained, picture, tmp_path):
     before = listing(trained.path)
     workdir = f"--workdir={trained.path}"
     (tmp_path / "text.png").write_text("hello")
@@ -151,7 +150,7 @@ def test_predict_refuses_what_it_cannot_read(refusal, trained, picture, tmp_path
     assert listing(trained.path) == before
 
 
-def test_predict_refuses_a_run_without_a_training(refusal, searched, picture, tmp_path):
+def test_predict_refuses_a_run_without_a_training(refusal, listing, searched, picture, tmp_path):
     before = listing(searched.path)
     assert "must be that of a run" in refusal("predict", f"--workdir={tmp_path}/none", picture)
     assert "has no train/weights.weights.h5: `train` has not finished" in refusal("predict", f"--workdir={searched.path}", picture)
