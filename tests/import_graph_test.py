@@ -56,7 +56,7 @@ LAYERS = {
 }
 LAYER_OF = {f"sivdnas_tf.{name}": layer for layer, names in LAYERS.items() for name in names}
 LAYER_OF |= {f"export.{name}": 6 for name in ("freeze", "pipeline", "runtimes", "saved_model", "to_onnx", "to_tflite", "verify")}
-CONFIGS = ("configs.quickstart", "configs.cifar10", "configs.cifar10_convergence")
+CONFIGS = ("configs.quickstart", "configs.cifar10", "configs.cifar10_convergence", "configs.cifar10_small")
 TOP = ("sivdnas_tf.commands", "sivdnas_tf.__main__")
 
 # Importing these must not import TensorFlow: a command can price, refuse or derive before it starts.

@@ -20,7 +20,7 @@ def small(monkeypatch):
     space = search_space.SearchSpace("darts", ("max_pool_3x3", "skip_connect", "sep_conv_3x3"), n_nodes=2)
     monkeypatch.setitem(search_space.SEARCH_SPACES, "darts", space)
     search = {"channels": 2, "cells": 3, "epochs": 1, "warmup_epochs": 0, "batch_size": 16}
-    return replace(Config(), data={"crop_padding": 1, "resolution": 4}, search=search, budget={"macs": 1e12})
+    return replace(Config(), data={"crop_padding": 1, "resolution": 8}, search=search, budget={"macs": 1e12})
 
 
 def pictures():
@@ -33,7 +33,7 @@ def test_six_lines_of_python(monkeypatch, tmp_path):
     assert len(block.split("\n\n")) == 2 and len(block.splitlines()) == 7  # six lines and an empty one
     monkeypatch.chdir(tmp_path)
     names = {"config": small(monkeypatch), "dataset": pictures()}
-    exec(block.replace("resolution=32", "resolution=4"), names)
+    exec(block.replace("resolution=32", "resolution=8"), names)
     assert isinstance(names["genotype"], Genotype) and names["datasets"].class_names == ("cat", "dog", "fish")
     run_dir = RunDir("runs/pets-search")
     assert run_dir.is_done("search")

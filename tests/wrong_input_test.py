@@ -234,8 +234,12 @@ def test_values_that_export_does_not_take(refusal, listing, trained, tmp_path, o
         ),
         (["--config.data.resolution=9"], "must be a multiple of 4"),
         (["--config.data.resolution=9"], "Received: resolution=9"),
-        (["--config.data.resolution=6"], "Received: resolution=6"),
-        (["--config.data.resolution=2"], "Received: resolution=2"),
+        (
+            ["--config.data.resolution=6"],
+            "a search takes images of 8 to 64 pixels a side: search.resolution makes them so. Received: images of 6 pixels",
+        ),
+        (["--config.search.resolution=10"], "since every reduction halves an even size exactly. Received: resolution=10"),
+        (["--config.search.resolution=68"], "config.search.resolution must be at most 64. Received: 68"),
         (["--config.data.crop_padding=8"], "crop_padding must be from 0 to 7"),
         (
             ["--config.{stage}.channels=5"],
@@ -298,8 +302,8 @@ SMALLEST = {
 }
 
 
-# Weight decay times learning rate is 8: the weights grow by about a factor of 6 a step, and overflow in the second epoch of 10 steps.
-DIVERGING = ["--config.train.learning_rate=0.05", "--config.train.weight_decay=160", "--config.train.gradient_clip_norm=0"]
+# Weight decay times learning rate is 10: the weights grow by about a factor of 9 a step, and overflow in the second epoch of 10 steps.
+DIVERGING = ["--config.train.learning_rate=0.05", "--config.train.weight_decay=200", "--config.train.gradient_clip_norm=0"]
 
 
 def test_a_loss_that_becomes_nan_stops_the_training(call, tiny_config, tmp_path):

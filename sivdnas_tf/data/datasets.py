@@ -28,7 +28,6 @@ from sivdnas_tf.data.images import resize
 from sivdnas_tf.errors import DataError, nearest
 
 _MIN_STD = 1 / 255  # one grey level: a constant channel is divided by it, not by zero
-_SPLITS = ("weights", "architecture", "holdout", "test")
 _OWN_NAME = "tf.data"  # of images that were given without a name
 _CHUNK = 512  # images that are counted or read at a time
 _TFDS_NAME = re.compile(r"[a-zA-Z]\w*(/[\w+.-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?")  # NAME, NAME/CONFIG, NAME:VERSION, NAME/CONFIG:VERSION
@@ -88,16 +87,18 @@ class Datasets:
         halves = (self.weights, self.architecture)
         return Split("train", *(np.concatenate([getattr(half, field) for half in halves]) for field in ("images", "labels", "ids")))
 
-    def resized(self, resolution):
-        """The same images, in the same splits, at another resolution (antialiased), with their own mean and standard deviation."""
-        if resolution == self.image_shape[0]:
-            return self
-        splits = {
-            name: dataclasses.replace(getattr(self, name), images=_resized_array(getattr(self, name).images, resolution))
-            for name in _SPLITS
+    def halves_at(self, resolution):
+        """The two halves, all that a search reads, at another resolution (antialiased), with their own mean and standard deviation.
+
+        holdout and test, which it must not read, are None.
+        """
+        halves = {
+            name: dataclasses.replace(half, images=_resized_array(half.images, resolution))
+            for name, half in (("weights", self.weights), ("architecture", self.architecture))
         }
-        mean, std = _channel_statistics([splits["weights"].images, splits["architecture"].images])
-        return dataclasses.replace(self, image_shape=(resolution, resolution, self.image_shape[2]), mean=mean, std=std, **splits)
+        mean, std = _channel_statistics([half.images for half in halves.values()])
+        shape = (resolution, resolution, self.image_shape[2])
+        return dataclasses.replace(self, image_shape=shape, mean=mean, std=std, holdout=None, test=None, **halves)
 
 
 def load_datasets(data_config, seed, say=print):

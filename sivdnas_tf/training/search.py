@@ -24,8 +24,9 @@ _ADVICE = "a smaller search.learning_rate or search.architecture_learning_rate, 
 
 
 def search_datasets(config, datasets):
-    """The images that a search sees: those of `datasets`, at `search.resolution` where it is set."""
-    return datasets.resized(config.search.resolution) if config.search.resolution else datasets
+    """The images that a search sees: those of `datasets`, or their halves at `search.resolution` where it is set."""
+    resolution = config.search.resolution
+    return datasets.halves_at(resolution) if resolution not in (0, datasets.image_shape[0]) else datasets
 
 
 def search_steps(config, datasets):

@@ -181,18 +181,18 @@ def test_resumed_bilevel_epoch_is_the_tail_of_the_whole_one_bit_for_bit(digits):
     tf.nest.map_structure(np.testing.assert_array_equal, resumed, whole[4:])
 
 
-def test_resized_images_keep_their_splits_and_have_statistics_of_their_own(digits):
-    smaller = digits.resized(4)
+def test_halves_at_another_resolution_are_the_same_images_with_statistics_of_their_own(digits):
+    smaller = digits.halves_at(4)
     assert smaller.image_shape == (4, 4, 1)
-    for name in ("weights", "architecture", "holdout", "test"):
+    for name in ("weights", "architecture"):
         before, after = getattr(digits, name), getattr(smaller, name)
         assert after.images.shape == (len(before), 4, 4, 1) and after.images.dtype == np.uint8
         np.testing.assert_array_equal(after.ids, before.ids)
         np.testing.assert_array_equal(after.labels, before.labels)
+    assert smaller.holdout is None and smaller.test is None
     # Antialiased halving keeps the mean grey level, up to rounding and the border, and averages detail away.
     assert np.abs(smaller.mean - digits.mean) < 0.01
     assert smaller.std < 0.9 * digits.std
-    assert digits.resized(8) is digits
 
 
 def test_order_depends_on_seed_epoch_and_split():

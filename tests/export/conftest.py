@@ -76,6 +76,7 @@ class Trained:
 
 
 def _trained(path, genotype, datasets, export):
+    from sivdnas_tf.data.datasets import with_name_of
     from sivdnas_tf.models.evaluation_network import evaluation_network
     from sivdnas_tf.training.train import WEIGHTS, train_settings, trained_plan
 
@@ -84,7 +85,7 @@ def _trained(path, genotype, datasets, export):
     network = evaluation_network(genotype, trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names)))
     _unsettle(network, datasets)
     run_dir = RunDir(path)
-    run_dir.begin("train", train_settings(config, genotype))
+    run_dir.begin("train", train_settings(with_name_of(config, datasets), genotype))
     run_dir.file("train").mkdir()
     network.save_weights(run_dir.file(WEIGHTS))
     return Trained(config, genotype, datasets, run_dir, network)

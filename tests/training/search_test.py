@@ -319,9 +319,9 @@ def test_a_search_sees_images_at_its_own_resolution(config, digits, planned):
     assert digits.image_shape == (8, 8, 1)  # the caller's are as they were
 
 
-@pytest.mark.parametrize("resolution", [8, 12, 20, 64])
+@pytest.mark.parametrize("resolution", [12, 64])
 def test_a_search_takes_a_step_at_any_size_that_halves_twice(config, resolution):
-    # 12 and 20 end in images of 3 and 5 pixels, which have no phases.
+    # 12 ends in images of 3 pixels, which have no phases; 8 is the size of every other test.
     supernet = build_supernet(replace(config, search={"channels": 2}), (resolution, resolution, 1), 10, steps=1)
     generator = np.random.default_rng(0)
     half = tf.constant(generator.normal(size=(4, resolution, resolution, 1)), tf.float32), tf.constant([0, 1, 2, 3])

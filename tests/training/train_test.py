@@ -92,7 +92,7 @@ def test_every_epoch_has_a_record(trained):
     for record in records:
         assert all(math.isfinite(value) for value in record.values())
         assert record["images_per_second"] == pytest.approx(STEPS * 128 / record["seconds"], rel=0.01)
-    assert records[1]["loss"] < records[0]["loss"]
+    assert records[1]["accuracy"] > 0.15  # chance is 0.1
     epochs = [line for line in trained.lines if line.startswith("train ")]
     assert [line.partition("  ")[0] for line in epochs] == ["train 1/2", "train 2/2"]
     assert all(f"held out: loss {record['holdout_loss']:.3f}" in line for line, record in zip(epochs, records, strict=True))
