@@ -234,11 +234,6 @@ def test_values_that_export_does_not_take(refusal, listing, trained, tmp_path, o
         ),
         (["--config.data.resolution=9"], "must be a multiple of 4"),
         (["--config.data.resolution=9"], "Received: resolution=9"),
-        (
-            ["--config.data.resolution=6"],
-            "a search takes images of 8 to 64 pixels a side: search.resolution makes them so. Received: images of 6 pixels",
-        ),
-        (["--config.search.resolution=10"], "since every reduction halves an even size exactly. Received: resolution=10"),
         (["--config.search.resolution=68"], "config.search.resolution must be at most 64. Received: 68"),
         (["--config.data.crop_padding=8"], "crop_padding must be from 0 to 7"),
         (
@@ -259,6 +254,21 @@ def test_data_that_a_stage_cannot_take(refusal, workdir, tiny_config, stage, ove
     flags = [override.format(stage=stage) for override in overrides]
     given = ["--genotype=PDARTS", "--config.budget.macs=1e12"] if stage == "train" else []
     assert expected in refusal(stage, f"--config={tiny_config}", f"--workdir={workdir}", *given, *flags)
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        (
+            "--config.data.resolution=6",
+            "a search takes images of 8 to 64 pixels a side: search.resolution makes them so. Received: images of 6",
+        ),
+        ("--config.search.resolution=10", "since every reduction halves an even size exactly. Received: resolution=10"),
+        ("--config.search.steps_per_epoch=6", "search.steps_per_epoch must be at most 5, the batches of 128 that half of the training"),
+    ],
+)
+def test_sizes_that_a_search_cannot_take(refusal, workdir, tiny_config, override, expected):
+    assert expected in refusal("search", f"--config={tiny_config}", f"--workdir={workdir}", override)
 
 
 def test_a_refused_training_leaves_the_run_as_it_was(refusal, listing, searched, tiny_config, tmp_path):
