@@ -1,8 +1,11 @@
-"""A search on real CIFAR-10 and a training of what it finds, each in about 20 minutes on two CPU cores.
+"""A search on real CIFAR-10 and a training of what it finds, each meant to take about 20 minutes on two CPU cores.
 
     python -m sivdnas_tf run --config=configs/cifar10_small.py --workdir=runs/cifar10_small --config.data.data_dir=DIR
 
-DIR holds a prepared TFDS cifar10 (`tfds build cifar10 --data_dir=DIR`).
+DIR holds a prepared TFDS cifar10 (`tfds build cifar10 --data_dir=DIR`). Not settled: nothing found by it is in the zoo yet. A search of
+seed 0 with kl_weight 0.02 and 15 epochs (3 of warm-up) reached 0.43 on the architecture half in epoch 6 and fell to 0.35 while 160 of
+196 operations were dropped: the prior pruned faster than the operations with weights learnt, and max pools were left. kl_weight is
+smaller here and the warm-up longer for that reason; what comes of it has not been measured to the end.
 """
 
 import ml_collections
@@ -19,13 +22,13 @@ def get_config():
     config.search.resolution = 16
     config.search.channels = 8
     config.search.cells = 5
-    config.search.epochs = 15
-    config.search.warmup_epochs = 3
+    config.search.epochs = 16
+    config.search.warmup_epochs = 4
     config.search.steps_per_epoch = 160
     config.search.batch_size = 64
     config.search.mixing = "average"
     config.search.architecture_learning_rate = 0.006
-    config.search.kl_weight = 0.02
+    config.search.kl_weight = 0.003
 
     config.train.channels = 16
     config.train.cells = 8
