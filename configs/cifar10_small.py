@@ -2,10 +2,11 @@
 
     python -m sivdnas_tf run --config=configs/cifar10_small.py --workdir=runs/cifar10_small --config.data.data_dir=DIR
 
-DIR holds a prepared TFDS cifar10 (`tfds build cifar10 --data_dir=DIR`). Not settled: nothing found by it is in the zoo yet. A search of
-seed 0 with kl_weight 0.02 and 15 epochs (3 of warm-up) reached 0.43 on the architecture half in epoch 6 and fell to 0.35 while 160 of
-196 operations were dropped: the prior pruned faster than the operations with weights learnt, and max pools were left. kl_weight is
-smaller here and the warm-up longer for that reason; what comes of it has not been measured to the end.
+DIR holds a prepared TFDS cifar10 (`tfds build cifar10 --data_dir=DIR`). Not settled: nothing found by it is in the zoo yet. With
+--config.search.kl_weight=0.02 --config.search.epochs=15 --config.search.warmup_epochs=3 the search (seed 0, on one busy core) reached
+0.43 on the architecture half in epoch 6 and fell to 0.35 while 160 of 196 operations were dropped: the prior pruned faster than the
+operations with weights learnt, and max pools were left. kl_weight is smaller here and the warm-up longer for that reason; what comes of
+it has not been measured to the end.
 """
 
 import ml_collections

@@ -38,7 +38,7 @@ def import_tensorflow():
     """Imports TensorFlow and runs one operation with its start-up lines kept off the terminal.
 
     Turns oneDNN's kernels on unless TF_ENABLE_ONEDNN_OPTS says otherwise: TensorFlow does so by itself on some processors only, and
-    without them depthwise convolutions take two to five times as long.
+    without them depthwise convolutions take several times as long.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")

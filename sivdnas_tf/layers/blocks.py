@@ -114,12 +114,12 @@ class BatchStatisticsNormalization(keras.layers.Layer):
     def call(self, inputs, factor=1.0):
         """Maps `[batch, height, width, channels]` to the same shape.
 
-        `factor`, a scalar, multiplies the result of a layer without affine parameters: as the kernel's own scale it costs nothing, and
-        its gradient little.
+        `factor`, a scalar, multiplies the result: within the kernel's own scale it costs nothing, and its gradient little.
         """
         channels = inputs.shape[-1]
-        scale = tf.cast(self.scale, tf.float32) if self.affine else tf.fill([channels], tf.cast(factor, tf.float32))
-        offset = tf.cast(self.offset, tf.float32) if self.affine else tf.zeros([channels])
+        factor = tf.cast(factor, tf.float32)
+        scale = factor * tf.cast(self.scale, tf.float32) if self.affine else tf.fill([channels], factor)
+        offset = factor * tf.cast(self.offset, tf.float32) if self.affine else tf.zeros([channels])
         return tf.raw_ops.FusedBatchNormV3(
             x=inputs, scale=scale, offset=offset, mean=tf.zeros([0]), variance=tf.zeros([0]), epsilon=_EPSILON, is_training=True
         ).y
@@ -136,7 +136,7 @@ class BatchStatisticsNormalization(keras.layers.Layer):
 def subsample(images, offset=0):
     """Every second pixel of `[batch, n, n, channels]`, from pixel (`offset`, `offset`).
 
-    As a pool of one pixel: a strided slice gives the same and takes twenty times as long, its gradient included (CPU, oneDNN).
+    As a pool of one pixel: a strided slice gives the same, much slower, its gradient included (CPU, oneDNN).
     """
     if offset:
         images = tf.slice(images, [0, offset, offset, 0], [-1, -1, -1, -1])  # its gradient is a padding; that of `[1:]` is not

@@ -162,8 +162,8 @@ def _pooled(template, image, needed):
 def _max_pool(image, needed):
     """3x3 max pool of stride 1, or zeros; its gradient pools again.
 
-    oneDNN's gradient of a max pool, seven times as fast as TensorFlow's own, reads what its forward kernel left in the workspace, which
-    never leaves a function; `tf.cond` and `tf.function` put a gradient into another function than its forward pass.
+    oneDNN's gradient of a max pool, far faster than TensorFlow's own, reads what its forward kernel left in the workspace, which never
+    leaves a function; `tf.cond` and `tf.function` put a gradient into another function than its forward pass.
     """
     window = {"ksize": [1, 3, 3, 1], "strides": [1, 1, 1, 1], "padding": "SAME"}
 

@@ -87,13 +87,6 @@ def build_supernet(config, image_shape, classes, steps, class_weights=None):
     return supernet
 
 
-def _check_search(config, datasets, strategy):
-    """Raises `ConfigError` where these images, at the search's resolution, cannot be searched on."""
-    check_batch_size(config.search.batch_size, strategy, "search.batch_size")
-    supernet_plan(config, datasets.image_shape, len(datasets.class_names))
-    _augmentation(config).check(datasets.image_shape)
-
-
 def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
     """Searches, or continues a search, or returns a finished one's posterior.
 
@@ -121,8 +114,10 @@ def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
     # What can never run is refused before its settings are on record, where they would stand in the way of better ones.
     datasets = search_datasets(config, datasets)
     strategy = make_strategy(config.distribution.strategy)
-    _check_search(config, datasets, strategy)
+    check_batch_size(config.search.batch_size, strategy, "search.batch_size")
     steps = search_steps(config, datasets)
+    supernet_plan(config, datasets.image_shape, len(datasets.class_names))
+    _augmentation(config).check(datasets.image_shape)
     state = run_dir.begin("search", config.stage_settings("search"), overwrite)
     write_json(run_dir.file("config.json"), config.to_dict())
     if state.done:

@@ -40,14 +40,6 @@ def train_settings(config, genotype):
     return {**config.stage_settings("train"), "genotype_sha256": genotype.sha256}
 
 
-def _check_train(config, genotype, datasets):
-    """Raises `ConfigError` or `DataError`, having trained and written nothing, where the network cannot be trained on these images."""
-    check_batch_size(config.train.batch_size, make_strategy(config.distribution.strategy), "train.batch_size")
-    steps_per_epoch(datasets.train, config.train.batch_size)
-    trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
-    _augmentation(config).check(datasets.image_shape)
-
-
 def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     """Trains the genotype's evaluation network, or continues, or says that it is done.
 
@@ -72,10 +64,11 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     run_dir, datasets = as_run_dir(run_dir), as_datasets(datasets, config)
     config = with_name_of(config, datasets)
     # What can never run is refused before its settings are on record, where they would stand in the way of better ones.
-    _check_train(config, genotype, datasets)
     strategy = make_strategy(config.distribution.strategy)
+    check_batch_size(config.train.batch_size, strategy, "train.batch_size")
     steps = steps_per_epoch(datasets.train, config.train.batch_size)
     plan = trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
+    _augmentation(config).check(datasets.image_shape)
     state = run_dir.begin("train", train_settings(config, genotype), overwrite)
     write_json(run_dir.file("config.json"), config.to_dict())
     if not run_dir.is_done("derive"):
