@@ -60,6 +60,8 @@ class SearchConfig:
       initial_log_dropout_rate: log delta and log sigma at the start.
       kl_weight: what the KL divergence is multiplied by beside the batch-mean cross-entropy; 1 / N is the ELBO as written.
       prior_gap_decay: what (1 - lambda)^2 is multiplied by an epoch, after the warm-up.
+      hypergradient_order: of the architecture's gradient: 1, as if the weights did not depend on the architecture, or 2, through one step
+        of theirs (DARTS' unrolled gradient; about three times the time of a step).
       architecture_learning_rate, architecture_beta_1, architecture_beta_2: of Adam on the architecture parameters.
       architecture_weight_decay: coupled, on w and phi only (on log delta it would be a prior nobody asked for).
       learning_rate, final_learning_rate: of SGD on the weights, cosine over the epochs.
@@ -79,6 +81,7 @@ class SearchConfig:
     initial_log_dropout_rate: float = _field(-5.0, low=-20.0, high=20.0)
     kl_weight: float = _field(0.01, low=0.0)
     prior_gap_decay: float = _field(0.95, above=0.0, high=1.0)
+    hypergradient_order: int = _field(1, low=1, high=2)
     architecture_learning_rate: float = _field(3e-4, above=0.0)
     architecture_beta_1: float = _field(0.5, low=0.0, high=0.9999)
     architecture_beta_2: float = _field(0.999, low=0.0, high=0.999999)

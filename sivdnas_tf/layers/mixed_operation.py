@@ -133,7 +133,7 @@ class MixedOperation:
         """An operation's output times its sample; the phases of it where `beginnings` has phases and it is a dilated convolution."""
 
         def finish(layer, inputs, **options):
-            return layer.stateless_call(weights, [], inputs, factor=sample, **options)[0]
+            return layer.stateless_call(weights, [], inputs, training=True, factor=sample, **options)[0]
 
         if isinstance(template, blocks.Pool):
             return sample * beginnings[template.kind]

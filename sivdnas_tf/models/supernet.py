@@ -5,13 +5,14 @@ import typing
 import keras
 import tensorflow as tf
 
+from sivdnas_tf.errors import ConfigError
 from sivdnas_tf.layers.semi_implicit_dropout import SemiImplicitDropout
 from sivdnas_tf.models.cells import SearchCell
 from sivdnas_tf.models.heads import Classifier, build_stem
 from sivdnas_tf.posterior import CellPosterior, Posterior
 from sivdnas_tf.search_space import CELL_TYPES
 from sivdnas_tf.training import hypergradient, objective
-from sivdnas_tf.training.distribution import apply_gradients
+from sivdnas_tf.training.distribution import apply_gradients, replica_mean
 from sivdnas_tf.variational.distributions import Draw, step_seed
 
 
@@ -175,6 +176,7 @@ class Supernet(keras.Model):
         weight_decay=0.0,
         architecture_weight_decay=0.0,
         gradient_clip_norm=0.0,
+        hypergradient_order=1,
         class_weights=None,
         run_eagerly=False,
     ):
@@ -187,9 +189,19 @@ class Supernet(keras.Model):
           weight_decay: coupled, on the weights.
           architecture_weight_decay: coupled, on w and phi.
           gradient_clip_norm: largest global norm of the weights' gradient; 0 for no clipping.
+          hypergradient_order: 1, or 2 for the architecture's gradient through one step of the weights (`hypergradient.second_order`); the
+            weights' optimizer must then be a `keras.optimizers.SGD`.
           class_weights: float `[classes]` that an example's cross-entropy is multiplied by in both losses; None for 1.
           run_eagerly: whether `fit` runs without tf.function, for debugging.
+
+        Raises:
+          ConfigError: for order 2 with another optimizer of the weights.
         """
+        if hypergradient_order == 2 and not (isinstance(weight_optimizer, keras.optimizers.SGD) and not weight_optimizer.nesterov):
+            raise ConfigError(
+                "hypergradient_order=2 unrolls a step of keras.optimizers.SGD without nesterov, which the weights' optimizer must be. "
+                f"Received: weight_optimizer={weight_optimizer.name}"
+            )
         # XLA on a CPU is far slower for depthwise convolutions (STACK.md section 8), so never by Keras' own choice.
         super().compile(optimizer=weight_optimizer, run_eagerly=run_eagerly, jit_compile=False)
         self.weight_optimizer, self.architecture_optimizer = weight_optimizer, architecture_optimizer
@@ -197,6 +209,7 @@ class Supernet(keras.Model):
         weight_optimizer.build(self.weight_variables)
         architecture_optimizer.build(self.architecture_variables)
         self.kl_weight, self.gradient_clip_norm, self._class_weights = kl_weight, gradient_clip_norm, class_weights
+        self.hypergradient_order = hypergradient_order
         self._weight_decays = [weight_decay] * len(self.weight_variables)
         decayed, undecayed = len(self.mixing_variables), len(self.dropout_rate_variables)
         self._architecture_weight_decays = [architecture_weight_decay] * decayed + [0.0] * undecayed
@@ -214,16 +227,19 @@ class Supernet(keras.Model):
         """
         weight_batch, architecture_batch = data
         draw = self.draw(self.weight_optimizer.iterations)
-        logs = self._architecture_step(draw, *architecture_batch) if update_architecture else {}
+        logs = self._architecture_step(draw, *architecture_batch, weight_batch) if update_architecture else {}
         return {**logs, **self._weight_step(draw, *weight_batch)}
 
-    def _architecture_step(self, draw, images, labels):
+    def _architecture_step(self, draw, images, labels, weight_batch):
         def loss():
             logits, divergence = self(images, draw=draw), self.kl_divergence(draw)
             value = objective.architecture_loss(labels, logits, divergence, self.kl_weight, self._class_weights)
             return value, (logits, divergence)
 
-        value, (logits, divergence), gradients = hypergradient.first_order(loss, self.architecture_variables)
+        if self.hypergradient_order == 1:
+            value, (logits, divergence), gradients = hypergradient.first_order(loss, self.architecture_variables)
+        else:
+            value, (logits, divergence), gradients = self._second_order(loss, draw, *weight_batch)
         apply_gradients(self.architecture_optimizer, gradients, self.architecture_variables, weight_decays=self._architecture_weight_decays)
         return {
             "architecture_loss": value,
@@ -231,14 +247,45 @@ class Supernet(keras.Model):
             "kl": divergence,
         }
 
+    def _second_order(self, loss, draw, images, labels):
+        """The architecture's gradient through the step of the weights that its batch of theirs would make, as DARTS: without clipping."""
+        variables, optimizer = self.weight_variables, self.weight_optimizer
+        rate = tf.cast(optimizer.learning_rate, tf.float32)
+
+        def step(gradients):
+            # Keras' velocity holds the learning rate, v <- momentum * v - rate * g, and is what is added.
+            return [
+                variable + optimizer.momentum * velocity - rate * (gradient + decay * variable)
+                for variable, velocity, gradient, decay in zip(
+                    map(tf.convert_to_tensor, variables), self._velocities(), gradients, self._weight_decays, strict=True
+                )
+            ]
+
+        return hypergradient.second_order(
+            loss,
+            self._training_loss(draw, images, labels),
+            self.architecture_variables,
+            variables,
+            learning_rate=rate,
+            step=step,
+            average=replica_mean,
+        )
+
+    def _velocities(self):
+        if not self.weight_optimizer.momentum:
+            return [0.0] * len(self.weight_variables)
+        return [tf.convert_to_tensor(velocity) for velocity in self.weight_optimizer.momentums]
+
+    def _training_loss(self, draw, images, labels):
+        def loss():
+            logits = self(images, draw=draw)
+            return objective.cross_entropy(labels, logits, weights=self._class_weights), logits
+
+        return loss
+
     def _weight_step(self, draw, images, labels):
         variables = self.weight_variables
-        tensors = [variable.value for variable in variables]
-        with tf.GradientTape(watch_accessed_variables=False) as tape:
-            tape.watch(tensors)
-            logits = self(images, draw=draw)
-            value = objective.cross_entropy(labels, logits, weights=self._class_weights)
-        gradients = tape.gradient(value, tensors, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+        value, logits, gradients = hypergradient.first_order(self._training_loss(draw, images, labels), variables)
         apply_gradients(self.weight_optimizer, gradients, variables, clip_norm=self.gradient_clip_norm, weight_decays=self._weight_decays)
         return {"loss": value, "accuracy": objective.accuracy(labels, logits)}
 

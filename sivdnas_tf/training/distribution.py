@@ -47,6 +47,11 @@ def set_seeds(seed, deterministic):
         tf.config.experimental.enable_op_determinism()
 
 
+def replica_mean(tensors):
+    """The list of tensors, averaged over the replicas; called in a replica context, by every replica."""
+    return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.MEAN, tensors)
+
+
 def apply_gradients(optimizer, gradients, variables, *, clip_norm=0.0, weight_decays=None):
     """One optimizer step with gradients averaged over the replicas; called in a replica context, by every replica.
 
@@ -60,8 +65,7 @@ def apply_gradients(optimizer, gradients, variables, *, clip_norm=0.0, weight_de
       clip_norm: largest global norm; 0 leaves the gradients as they are.
       weight_decays: a list of floats, or None for no decay.
     """
-    context = tf.distribute.get_replica_context()
-    gradients = context.all_reduce(tf.distribute.ReduceOp.MEAN, gradients)
+    gradients = replica_mean(gradients)
     if clip_norm:
         gradients, _ = tf.clip_by_global_norm(gradients, clip_norm)
     if weight_decays is not None:
@@ -69,7 +73,7 @@ def apply_gradients(optimizer, gradients, variables, *, clip_norm=0.0, weight_de
             gradient + decay * tf.convert_to_tensor(variable) if decay else gradient
             for gradient, variable, decay in zip(gradients, variables, weight_decays, strict=True)
         ]
-    replicas = context.num_replicas_in_sync
+    replicas = tf.distribute.get_replica_context().num_replicas_in_sync
     if replicas > 1:  # Keras sums over the replicas
         gradients = [gradient / replicas for gradient in gradients]
     optimizer.apply_gradients(zip(gradients, variables, strict=True))

@@ -82,6 +82,7 @@ def build_supernet(config, image_shape, classes, steps, class_weights=None):
         weight_decay=search.weight_decay,
         architecture_weight_decay=search.architecture_weight_decay,
         gradient_clip_norm=search.gradient_clip_norm,
+        hypergradient_order=search.hypergradient_order,
         class_weights=class_weights,
     )
     return supernet

@@ -251,6 +251,44 @@ def test_convolutions_start_uniform_in_one_over_root_fan_in():
     assert not np.array_equal(first, second)
 
 
+# Depthwise convolution.
+
+
+@pytest.mark.parametrize(("resolution", "channels"), [(8, 16), (5, 3), (1, 2)])
+@pytest.mark.parametrize("kernel", [3, 5])
+def test_training_computes_the_same_depthwise_convolution_and_the_same_gradients(kernel, resolution, channels):
+    layer = blocks.depthwise_conv(kernel, name="depthwise")
+    images = tf.constant(np.random.default_rng(0).normal(size=(3, resolution, resolution, channels)).astype(np.float32))
+    layer.build(images.shape)
+    upstream = np.random.default_rng(1).normal(size=images.shape).astype(np.float32)
+
+    def run(training):
+        with tf.GradientTape() as tape:
+            tape.watch(images)
+            output = layer(images, training=training)
+            value = tf.reduce_sum(output * upstream)
+        return output, *tape.gradient(value, [images, layer.kernel.value])
+
+    plain = keras.layers.DepthwiseConv2D(layer.kernel_size, padding="same", use_bias=False)
+    plain.build(images.shape)
+    plain.kernel.assign(layer.kernel)
+    for actual, inferred, of_keras in zip(run(True), run(False), (plain(images), None, None), strict=True):
+        np.testing.assert_allclose(actual, inferred, atol=1e-4)
+        if of_keras is not None:
+            np.testing.assert_allclose(actual, of_keras, atol=1e-5)
+
+
+def test_only_training_changes_the_graph_of_a_5x5_depthwise_convolution():
+    layer = blocks.depthwise_conv(5, name="depthwise")
+    layer.build((None, 8, 8, 4))
+
+    def operations(training):
+        function = tf.function(lambda images: layer(images, training=training))
+        return {operation.type for operation in function.get_concrete_function(tf.TensorSpec([2, 8, 8, 4])).graph.get_operations()}
+
+    assert "IdentityN" in operations(True) - operations(False)
+
+
 # Drop path.
 
 ONES = tf.ones([4096, 1, 1, 2])

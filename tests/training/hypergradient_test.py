@@ -63,3 +63,65 @@ def test_graph_and_eager_agree():
     eager = hypergradient.first_order(outer, [a])[2]
     graph = tf.function(lambda: hypergradient.first_order(outer, [a])[2])()
     np.testing.assert_allclose(graph[0], eager[0], rtol=1e-6)
+
+
+# Second order. The inner loss is quadratic, 1/2 (w - M a)^T H (w - M a), so that a step of it and all derivatives are known.
+H = np.array([[2.0, 0.5, 0.0], [0.5, 1.0, 0.2], [0.0, 0.2, 3.0]], np.float32)
+
+
+def unrolled_bilevel():
+    a, w, outer = bilevel()
+    w.assign([0.3, -0.8, 1.1])  # not the inner solution: a step moves it
+
+    def inner():
+        gap = (w.value - tf.linalg.matvec(M, a.value))[:, None]
+        return 0.5 * tf.squeeze(tf.matmul(gap, H @ gap, transpose_a=True)), None
+
+    return a, w, outer, inner
+
+
+def test_second_order_gradient_is_that_through_one_step():
+    a, w, outer, inner = unrolled_bilevel()
+    rate, before = 0.1, w.numpy()
+
+    def step(gradients):
+        return [w.value - rate * gradients[0]]
+
+    value, extra, gradients = hypergradient.second_order(outer, inner, [a], [w], learning_rate=rate, step=step)
+    ahead = before - rate * H @ (before - M @ a.numpy())
+    # d w' / d a = rate * H M, so that the outer loss at w' adds rate * M^T H (w' - t).
+    expected = C * a.numpy() + rate * M.T @ H @ (ahead - TARGET)
+    np.testing.assert_allclose(extra["w"], ahead, rtol=1e-6)
+    np.testing.assert_allclose(value, 0.5 * np.sum((ahead - TARGET) ** 2) + 0.5 * C * np.sum(a.numpy() ** 2), rtol=1e-6)
+    np.testing.assert_allclose(gradients[0], expected, rtol=1e-3)
+    assert np.abs(expected - C * a.numpy()).min() > 0.05  # the correction is not small here
+    np.testing.assert_array_equal(w.numpy(), before)  # bit for bit
+
+
+def test_second_order_descent_ends_at_the_bilevel_solution():
+    a, w, outer, inner = unrolled_bilevel()
+    rate = 0.3
+
+    def step(gradients):
+        return [w.value - rate * gradients[0]]
+
+    for _ in range(400):
+        _, _, gradients = hypergradient.second_order(outer, inner, [a], [w], learning_rate=rate, step=step)
+        a.assign(a.value - 0.2 * gradients[0])
+        w.assign(M @ a.numpy())
+    # At the inner solution w' = w: the fixed point has c a + rate M^T H (M a - t) = 0.
+    solution = np.linalg.solve(rate * M.T @ H @ M + C * np.eye(2), rate * M.T @ H @ TARGET)
+    np.testing.assert_allclose(a, solution, rtol=2e-3)
+
+
+def test_second_order_gradient_is_finite_where_the_validation_loss_ignores_the_weights():
+    a, w, _, inner = unrolled_bilevel()
+    _, _, gradients = hypergradient.second_order(
+        lambda: (tf.reduce_sum(tf.square(a.value)), None),
+        inner,
+        [a],
+        [w],
+        learning_rate=0.1,
+        step=lambda slopes: [w.value - 0.1 * slopes[0]],
+    )
+    np.testing.assert_allclose(gradients[0], 2.0 * a.numpy(), rtol=1e-5)
