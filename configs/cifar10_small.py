@@ -22,14 +22,15 @@ def get_config():
 
     config.search.resolution = 16
     config.search.channels = 8
-    config.search.cells = 5
-    config.search.epochs = 16
+    config.search.cells = 3
+    config.search.epochs = 15
     config.search.warmup_epochs = 4
     config.search.steps_per_epoch = 160
     config.search.batch_size = 64
     config.search.mixing = "average"
-    config.search.architecture_learning_rate = 0.006
-    config.search.kl_weight = 0.003
+    config.search.learning_rate = 0.05
+    config.search.architecture_learning_rate = 0.008
+    config.search.kl_weight = 0.0015
 
     config.train.channels = 16
     config.train.cells = 8

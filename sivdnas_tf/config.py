@@ -58,6 +58,11 @@ class SearchConfig:
       batch_size: images a step, all replicas together, of each half.
       mixing: how w and phi become mixing weights: "identity", "average", "sigmoid" or "softmax", see `SemiImplicitDropout`.
       initial_log_dropout_rate: log delta and log sigma at the start.
+      noise_shape: what has Gaussian noise of its own in a step: each "operation" and edge of a cell type (the paper), each of them in every
+        "cell", or for every "example". Gates are drawn once a step in any case.
+      gate_gradient: what gradient the draw of a gate passes to its dropout rate: "none" (the paper), "straight_through" or "relaxed". The
+        last two compute every operation in the architecture's step, at its full price.
+      gate_temperature: of "relaxed".
       kl_weight: what the KL divergence is multiplied by beside the batch-mean cross-entropy; 1 / N is the ELBO as written.
       prior_gap_decay: what (1 - lambda)^2 is multiplied by an epoch, after the warm-up.
       hypergradient_order: of the architecture's gradient: 1, as if the weights did not depend on the architecture, or 2, through one step
@@ -79,6 +84,9 @@ class SearchConfig:
     batch_size: int = _field(64, low=1)
     mixing: str = _field("identity", choices=("identity", "average", "sigmoid", "softmax"))
     initial_log_dropout_rate: float = _field(-5.0, low=-20.0, high=20.0)
+    noise_shape: str = _field("operation", choices=("operation", "cell", "example"))
+    gate_gradient: str = _field("none", choices=("none", "straight_through", "relaxed"))
+    gate_temperature: float = _field(0.5, above=0.0)
     kl_weight: float = _field(0.01, low=0.0)
     prior_gap_decay: float = _field(0.95, above=0.0, high=1.0)
     hypergradient_order: int = _field(1, low=1, high=2)

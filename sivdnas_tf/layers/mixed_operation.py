@@ -107,7 +107,7 @@ class MixedOperation:
         Args:
           sums: see `empty_sums`; of the node's size.
           beginnings: see `beginnings`, of the node that the edge leaves.
-          samples: [P], what multiplies each operation's output.
+          samples: [P], what multiplies each operation's output, or [batch, P] for each example's.
           gates: [P], bool: which are computed.
           weights: a list of tensors a primitive, as in the templates' `trainable_variables`.
 
@@ -123,7 +123,7 @@ class MixedOperation:
             name = "phases" if index in self._on_phases and "phases" in beginnings else "image"
 
             def added(index=index, template=template, before=sums[name]):
-                return before + self._weighted(index, template, beginnings, samples[index], weights[index])
+                return before + self._weighted(index, template, beginnings, samples[..., index], weights[index])
 
             # Adding inside the branch: an operation that is off leaves no tensor of zeros behind.
             sums[name] = tf.cond(gates[index], added, lambda before=sums[name]: before)
@@ -133,14 +133,16 @@ class MixedOperation:
         """An operation's output times its sample; the phases of it where `beginnings` has phases and it is a dilated convolution."""
 
         def finish(layer, inputs, **options):
+            if sample.shape.rank:  # batch-norm has no scale an example
+                return _scaled(layer.stateless_call(weights, [], inputs, training=True, **options)[0], sample)
             return layer.stateless_call(weights, [], inputs, training=True, factor=sample, **options)[0]
 
         if isinstance(template, blocks.Pool):
-            return sample * beginnings[template.kind]
+            return _scaled(beginnings[template.kind], sample)
         if isinstance(template, keras.layers.Identity):
-            return sample * beginnings["image"]
+            return _scaled(beginnings["image"], sample)
         if isinstance(template, blocks.Zero):
-            return sample * template(beginnings["image"])
+            return _scaled(template(beginnings["image"]), sample)
         if isinstance(template, blocks.FactorizedReduce):
             return finish(template, beginnings["even"], shifted=beginnings["shifted"])
         if isinstance(template, blocks.DilConv) and "phases" in beginnings:
@@ -148,6 +150,14 @@ class MixedOperation:
         if isinstance(template, blocks.DilConv) and self.stride == 2:
             return finish(template, beginnings["even"], first_step=2)
         return finish(template, beginnings["relu"], first_step=1)
+
+
+def _scaled(image, sample):
+    """`image` times a scalar, or times the scalar of each example; phases hold every example four times, one after the other."""
+    if not sample.shape.rank:
+        return sample * image
+    times = tf.shape(image)[0] // tf.shape(sample)[0]
+    return tf.tile(sample, [times])[:, None, None, None] * image
 
 
 def _pooled(template, image, needed):

@@ -14,6 +14,7 @@ from sivdnas_tf.variational.distributions import AnnealedSemiImplicitARDPrior, S
 tfd = tfp.distributions
 
 MIXINGS = ("identity", "average", "sigmoid", "softmax")
+GATE_GRADIENTS = ("none", "straight_through", "relaxed")
 
 
 @keras.saving.register_keras_serializable(package="sivdnas_tf")
@@ -35,20 +36,35 @@ class SemiImplicitDropout(keras.layers.Layer):
       mixing: "identity" (the weights as they are, initially 1), "average" (the weights, initially 1, over their number along the last
         axis or in their group: a sum that starts as an average and whose terms do not compete), "sigmoid" (initially 1/2), or
         "softmax": over the last axis, or over the members of each group. For the last two the variable starts at 0.
+      gate_gradient: what gradient `differentiable` lets through a gate: "none" (the paper), "straight_through" or "relaxed".
+      gate_temperature: of "relaxed", above 0: the smaller, the closer to a Bernoulli draw, and the noisier the gradient.
       groups: for a 1-D shape, E integers: the node that each edge enters, over whose edges "average" and "softmax" normalise.
         Required by them there, and without influence on the other mixings.
       name: of the layer; its variables are `{name}/weight` and `{name}/log_dropout_rate`.
       trainable: whether the variables are trainable.
 
     Raises:
-      ConfigError: for an unknown mixing, a rate that is not finite, or groups that do not fit the shape.
+      ConfigError: for an unknown mixing or gate gradient, a rate that is not finite, a temperature that is not positive, or groups that
+        do not fit the shape.
     """
 
-    def __init__(self, shape, *, initial_log_dropout_rate=-5.0, mixing="identity", groups=None, name=None, trainable=True):
+    def __init__(
+        self,
+        shape,
+        *,
+        initial_log_dropout_rate=-5.0,
+        mixing="identity",
+        gate_gradient="none",
+        gate_temperature=0.5,
+        groups=None,
+        name=None,
+        trainable=True,
+    ):
         super().__init__(name=name, trainable=trainable, dtype="float32")
         self.shape = tuple(int(size) for size in shape)
         self.initial_log_dropout_rate = float(initial_log_dropout_rate)
         self.mixing = mixing
+        self.gate_gradient, self.gate_temperature = gate_gradient, float(gate_temperature)
         self.groups = None if groups is None else tuple(int(group) for group in groups)
         self._check_arguments()
         self.build()
@@ -75,20 +91,50 @@ class SemiImplicitDropout(keras.layers.Layer):
         """The `SemiImplicitPosterior` of the current parameters, of batch shape `shape`, without a gate."""
         return SemiImplicitPosterior(self.mixing_weights(), tf.convert_to_tensor(self.log_dropout_rate))
 
-    def draw(self, seed):
+    def draw(self, seed, noise_shape=(), noise_seed=None):
         """Draws gates at the current dropout rates, and noise.
 
         Args:
           seed: int32 of shape [2], see `step_seed`; other parameters that must be independent of these need another one.
+          noise_shape: of the places that share the gates but not the noise, which then is `[*noise_shape, *shape]`.
+          noise_seed: of the noise where it is not `seed` that decides.
 
         Returns:
-          A `distributions.Draw` of float32 tensors of `shape`, fixed by the seed and the rates alone (the same in every replica), that
+          A `distributions.Draw` of float32 tensors of `shape`, fixed by the seeds and the rates alone (the same in every replica), that
           passes no gradient.
         """
-        return self.posterior().draw(seed)
+        draw = self.posterior().draw(seed)
+        if self.gate_gradient == "relaxed":
+            draw = draw._replace(gate=tf.stop_gradient(tf.cast(self._relaxed_gate(seed) > 0.5, tf.float32)))
+        if noise_seed is not None:
+            shape = tf.concat([tf.cast(tf.stack(noise_shape), tf.int32), self.shape], axis=0) if noise_shape else self.shape
+            draw = draw._replace(noise=tf.random.stateless_normal(shape, noise_seed))
+        return draw
+
+    def differentiable(self, draw, seed):
+        """`draw` with a gate that passes gradient to the dropout rates, as `gate_gradient` says.
+
+        "straight_through": the gate that was drawn, with the gradient of its probability (Bengio et al. 2013). "relaxed": TFP's
+        RelaxedBernoulli in (0, 1), of which the gate drawn is the rounding (Maddison et al. 2017; Jang et al. 2017).
+
+        Args:
+          draw: from `draw`.
+          seed: that of `draw`.
+        """
+        if self.gate_gradient == "straight_through":
+            keep_probability = self.keep_probability()
+            return draw._replace(gate=draw.gate + (keep_probability - tf.stop_gradient(keep_probability)))
+        if self.gate_gradient == "relaxed":
+            return draw._replace(gate=self._relaxed_gate(seed))
+        return draw
+
+    def _relaxed_gate(self, seed):
+        logits = -tf.convert_to_tensor(self.log_dropout_rate)
+        (gate_seed,) = tfp.random.split_seed(seed, n=1, salt="relaxed_gate")
+        return tfd.RelaxedBernoulli(self.gate_temperature, logits=logits).sample(seed=gate_seed)
 
     def call(self, draw):
-        """The sample tau of `draw` at the current parameters, float32 of `shape`; gradients flow to both variables."""
+        """The sample tau of `draw` at the current parameters, float32 of the noise's shape; gradients flow to both variables."""
         gate, noise = draw  # by position: Keras hands a loaded Functional model's NamedTuple on as a list
         return self.posterior().reparameterize(gate, noise)
 
@@ -128,6 +174,8 @@ class SemiImplicitDropout(keras.layers.Layer):
             "shape": list(self.shape),
             "initial_log_dropout_rate": self.initial_log_dropout_rate,
             "mixing": self.mixing,
+            "gate_gradient": self.gate_gradient,
+            "gate_temperature": self.gate_temperature,
             "groups": None if self.groups is None else list(self.groups),
         }
 
@@ -145,6 +193,13 @@ class SemiImplicitDropout(keras.layers.Layer):
             raise ConfigError(
                 f"unknown mixing.{nearest(self.mixing, MIXINGS)} Expected one of {', '.join(MIXINGS)}. Received: mixing={self.mixing!r}"
             )
+        if self.gate_gradient not in GATE_GRADIENTS:
+            raise ConfigError(
+                f"unknown gate_gradient.{nearest(self.gate_gradient, GATE_GRADIENTS)} Expected one of {', '.join(GATE_GRADIENTS)}. "
+                f"Received: gate_gradient={self.gate_gradient!r}"
+            )
+        if not self.gate_temperature > 0.0:
+            raise ConfigError(f"gate_temperature must be above 0. Received: gate_temperature={self.gate_temperature}")
         if not self.shape or min(self.shape) < 1:
             raise ConfigError(f"shape must have at least one axis, every one of at least 1. Received: shape={self.shape}")
         if not math.isfinite(self.initial_log_dropout_rate):

@@ -37,34 +37,37 @@ def preprocessing(cell_plan, normalization, name):
     )
 
 
-class SearchEdge(keras.layers.Layer):
-    """The weights of all candidate operations of one edge of one cell; computes through a `MixedOperation`.
+class StackedOperations(keras.layers.Layer):
+    """The weights of the candidate operations of several edges alike, each tensor stacked over the edges.
+
+    A variable an edge instead would make 1,500 of them in a supernet of full size, and each costs the optimizer a dozen graph nodes.
 
     Args:
-      mixed: the shared `MixedOperation`.
+      mixed: the `MixedOperation` that computes these edges.
+      n_edges: number of edges.
     """
 
-    def __init__(self, mixed, **kwargs):
+    def __init__(self, mixed, n_edges, **kwargs):
         super().__init__(**kwargs)
-        self._mixed = mixed
+        self._mixed, self._n_edges = mixed, n_edges
         self.operation_weights = []
 
     def build(self):
-        """Makes the weights, shaped as the templates'."""
+        """Makes the variables, a list a primitive: `[n_edges, …]`, shaped as the templates' and initialised as a single edge's are."""
         for primitive, template in enumerate(self._mixed.templates):
-            self.operation_weights.append([self._copy_of(variable, f"operation{primitive}") for variable in template.trainable_variables])
+            self.operation_weights.append([self._stack_of(variable, f"operation{primitive}") for variable in template.trainable_variables])
         self.built = True
 
-    def _copy_of(self, variable, prefix):
+    def _stack_of(self, variable, prefix):
         layer = variable.path.split("/")[-2]
         height, width, in_channels, _ = variable.shape
         fan_in = height * width * (1 if "depthwise" in layer else in_channels)
-        return self.add_weight(name=f"{prefix}_{layer}", shape=variable.shape, initializer=blocks.fan_in_uniform(fan_in))
+        return self.add_weight(name=f"{prefix}_{layer}", shape=(self._n_edges, *variable.shape), initializer=blocks.fan_in_uniform(fan_in))
 
-    def call(self, sums, beginnings, samples, gates):
-        """See `MixedOperation`."""
-        weights = [[tf.convert_to_tensor(variable) for variable in variables] for variables in self.operation_weights]
-        return self._mixed.add(sums, beginnings, samples, gates, weights)
+    def of_edges(self):
+        """The tensors of each edge: a list of `n_edges`, of lists a primitive, as `MixedOperation.add` takes them."""
+        stacks = [[tf.unstack(tf.convert_to_tensor(variable)) for variable in variables] for variables in self.operation_weights]
+        return [[[stack[edge] for stack in primitive] for primitive in stacks] for edge in range(self._n_edges)]
 
 
 class SearchCell(keras.layers.Layer):
@@ -80,35 +83,47 @@ class SearchCell(keras.layers.Layer):
         super().__init__(**kwargs)
         self._space, self._plan = space, cell_plan
         self.preprocess0, self.preprocess1 = preprocessing(cell_plan, "batch_statistics", "cell")
-        self.edges = []
         self._mixed = {}
-        for predecessor, node in space.edges:
-            key = (cell_plan.channels, cell_plan.stride(predecessor))
+        self._edges = {}  # stride -> indices of the edges that have it
+        for index, (predecessor, _) in enumerate(space.edges):
+            stride = cell_plan.stride(predecessor)
+            key = (cell_plan.channels, stride)
             if key not in mixed_operations:
                 mixed_operations[key] = MixedOperation(space.primitives, *key)
             self._mixed[predecessor] = mixed_operations[key]
-            self.edges.append(SearchEdge(mixed_operations[key], name=f"edge_{predecessor}_{node}"))
+            self._edges.setdefault(stride, []).append(index)
+        self.operations = {
+            stride: StackedOperations(mixed_operations[cell_plan.channels, stride], len(edges), name=f"stride{stride}")
+            for stride, edges in self._edges.items()
+        }
 
     def build(self):
         """Makes all weights."""
         for index, layer in enumerate((self.preprocess0, self.preprocess1)):
             layer.build((None, None, None, self._plan.in_channels[index]))
-        for edge in self.edges:
-            edge.build()
+        for operations in self.operations.values():
+            operations.build()
         self.built = True
+
+    def edge_weights(self):
+        """The weights of every edge, in the space's order: tensors, in a list a primitive."""
+        weights = {}
+        for stride, operations in self.operations.items():
+            weights.update(zip(self._edges[stride], operations.of_edges(), strict=True))
+        return [weights[index] for index in range(len(weights))]
 
     def call(self, inputs_0, inputs_1, samples, gates):
         """Computes the cell.
 
         Args:
           inputs_0, inputs_1: outputs of cells k-2 and k-1.
-          samples: [E, P], the edge's sample times the operation's.
+          samples: [E, P], the edge's sample times the operation's, or [batch, E, P] for each example's.
           gates: [E, P], bool: the edge's gate and the operation's.
 
         Returns:
           `[batch, n, n, nodes * channels]`.
         """
-        beginnings = {}
+        beginnings, weights = {}, self.edge_weights()
 
         def beginnings_of(state, states):
             if state not in beginnings:
@@ -121,7 +136,8 @@ class SearchCell(keras.layers.Layer):
             sums = empty_sums(states[0][:, :: self._plan.stride(0), :: self._plan.stride(0), :])
             for index in self._space.edges_into(node):
                 predecessor = self._space.edges[index][0]
-                sums = self.edges[index](sums, beginnings_of(predecessor, states), samples[index], gates[index])
+                started = beginnings_of(predecessor, states)
+                sums = self._mixed[predecessor].add(sums, started, samples[..., index, :], gates[index], weights[index])
             return total(sums)
 
         inputs = self.preprocess0(inputs_0), self.preprocess1(inputs_1)

@@ -5,7 +5,7 @@ import typing
 import keras
 import tensorflow as tf
 
-from sivdnas_tf.errors import ConfigError
+from sivdnas_tf.errors import ConfigError, nearest
 from sivdnas_tf.layers.semi_implicit_dropout import SemiImplicitDropout
 from sivdnas_tf.models.cells import SearchCell
 from sivdnas_tf.models.heads import Classifier, build_stem
@@ -15,9 +15,11 @@ from sivdnas_tf.training import hypergradient, objective
 from sivdnas_tf.training.distribution import apply_gradients, replica_mean
 from sivdnas_tf.variational.distributions import Draw, step_seed
 
+NOISE_SHAPES = ("operation", "cell", "example")
+
 
 class CellDraw(typing.NamedTuple):
-    """Gates and noise of one cell type: `Draw`s of shape [E, P] and [E]."""
+    """Gates and noise of one cell type: `Draw`s of shape [E, P] and [E]; noise may have leading axes, see `Supernet`."""
 
     operations: Draw
     edges: Draw
@@ -36,14 +38,40 @@ class Supernet(keras.Model):
       plan: a `NetworkPlan` with one multiplier, the space's number of nodes, for both cell types.
       mixing: "identity", "average", "sigmoid" or "softmax"; see `SemiImplicitDropout`.
       initial_log_dropout_rate: log delta and log sigma at the start.
+      noise_shape: what has Gaussian noise of its own: each "operation" and edge of a cell type (the paper), each of them in every "cell",
+        or in every cell for every "example". The gates are drawn once a step in any case.
+      gate_gradient, gate_temperature: see `SemiImplicitDropout`; anything but "none" computes every operation in the architecture's step.
       seed: of gates and noise; with the step number it decides every draw.
       name: of the model.
     """
 
-    def __init__(self, space, plan, *, mixing="identity", initial_log_dropout_rate=-5.0, seed=0, name="supernet"):
+    def __init__(
+        self,
+        space,
+        plan,
+        *,
+        mixing="identity",
+        initial_log_dropout_rate=-5.0,
+        noise_shape="operation",
+        gate_gradient="none",
+        gate_temperature=0.5,
+        seed=0,
+        name="supernet",
+    ):
         super().__init__(name=name)
+        if noise_shape not in NOISE_SHAPES:
+            raise ConfigError(
+                f"unknown noise_shape.{nearest(noise_shape, NOISE_SHAPES)} Expected one of {', '.join(NOISE_SHAPES)}. "
+                f"Received: noise_shape={noise_shape!r}"
+            )
         self.space, self.plan, self.seed = space, plan, seed
-        common = {"mixing": mixing, "initial_log_dropout_rate": initial_log_dropout_rate}
+        self.noise_shape, self.gate_gradient = noise_shape, gate_gradient
+        common = {
+            "mixing": mixing,
+            "initial_log_dropout_rate": initial_log_dropout_rate,
+            "gate_gradient": gate_gradient,
+            "gate_temperature": gate_temperature,
+        }
         n_edges, n_primitives = len(space.edges), len(space.primitives)
         groups = tuple(node for _, node in space.edges)
         self.operation_dropout = {
@@ -109,44 +137,92 @@ class Supernet(keras.Model):
     def _dropout_layers(self):
         return [layers[cell_type] for cell_type in CELL_TYPES for layers in (self.operation_dropout, self.edge_dropout)]
 
-    def draw(self, step):
-        """The gates and the noise of a step, fixed by the seed and `step` alone: a dict from cell type to `CellDraw`."""
+    def draw(self, step, batch_size=None):
+        """The gates and the noise of a step: a dict from cell type to `CellDraw`.
+
+        Fixed by the seed and `step` alone, but the noise of examples, which differs between replicas.
+
+        Args:
+          step: integer scalar.
+          batch_size: of this replica, for the noise of "example" only.
+        """
         return {
             cell_type: CellDraw(
-                operations=self.operation_dropout[cell_type].draw(step_seed(self.seed, step, f"{cell_type}_operations")),
-                edges=self.edge_dropout[cell_type].draw(step_seed(self.seed, step, f"{cell_type}_edges")),
+                **{
+                    level: layer.draw(self._seed(step, cell_type, level), *self._noise(step, cell_type, level, batch_size))
+                    for level, layer in self._levels(cell_type).items()
+                }
             )
             for cell_type in CELL_TYPES
         }
 
-    def samples(self, draw=None):
+    def _levels(self, cell_type):
+        return {"operations": self.operation_dropout[cell_type], "edges": self.edge_dropout[cell_type]}
+
+    def _seed(self, step, cell_type, level):
+        return step_seed(self.seed, step, f"{cell_type}_{level}")
+
+    def _noise(self, step, cell_type, level, batch_size):
+        """The leading axes of a level's noise and its seed, where it has axes of its own."""
+        if self.noise_shape == "operation":
+            return ()
+        seed = step_seed(self.seed, step, f"{cell_type}_{level}_noise")
+        cells = sum(plan.cell_type == cell_type for plan in self.plan.cells)
+        if self.noise_shape == "cell":
+            return (cells,), seed
+        replica = tf.distribute.get_replica_context().replica_id_in_sync_group
+        return (cells, batch_size), tf.random.experimental.stateless_fold_in(seed, replica)
+
+    def differentiable(self, draw, step):
+        """`draw`, the one of `step`, with gates that pass gradient where `gate_gradient` asks for it."""
+        if self.gate_gradient == "none":
+            return draw
+        return {
+            cell_type: CellDraw(
+                **{
+                    level: layer.differentiable(getattr(draw[cell_type], level), self._seed(step, cell_type, level))
+                    for level, layer in self._levels(cell_type).items()
+                }
+            )
+            for cell_type in CELL_TYPES
+        }
+
+    def samples(self, draw=None, compute_all=False):
         """What multiplies each operation's output, and which are computed.
 
         Args:
           draw: from `draw`; None takes the posterior's mean and computes every operation.
+          compute_all: whether operations whose gate is 0 are computed too, which gradients through gates need.
 
         Returns:
-          A dict from cell type to `(float [E, P], bool [E, P])`.
+          A dict from cell type to `(float [E, P], bool [E, P])`; the floats have the noise's leading axes.
         """
         result = {}
         for cell_type in CELL_TYPES:
             operations, edges = self.operation_dropout[cell_type], self.edge_dropout[cell_type]
             if draw is None:
                 sample = edges.expected_sample()[:, None] * operations.expected_sample()
-                gates = tf.ones_like(sample, tf.bool)
             else:
                 cell_draw = draw[cell_type]
-                sample = edges(cell_draw.edges)[:, None] * operations(cell_draw.operations)
+                sample = edges(cell_draw.edges)[..., None] * operations(cell_draw.operations)
+            if draw is None or compute_all:
+                gates = tf.ones(operations.shape, tf.bool)
+            else:
                 gates = cell_draw.edges.gate[:, None] * cell_draw.operations.gate > 0.5
             result[cell_type] = (sample, gates)
         return result
 
-    def call(self, images, draw=None):
-        """Logits `[batch, classes]` of images `[batch, resolution, resolution, channels]`; `draw` as in `samples`."""
-        samples = self.samples(draw)
+    def call(self, images, draw=None, compute_all=False):
+        """Logits `[batch, classes]` of images `[batch, resolution, resolution, channels]`; the others as in `samples`."""
+        samples = self.samples(draw, compute_all)
+        counts = dict.fromkeys(CELL_TYPES, 0)
         previous = self.stem(images)
         for cell_plan, cell in zip(self.plan.cells, self.cells, strict=True):
-            previous = previous[1], cell(*previous, *samples[cell_plan.cell_type])
+            sample, gates = samples[cell_plan.cell_type]
+            if sample.shape.rank > 2:  # each cell has its own
+                sample = sample[counts[cell_plan.cell_type]]
+            counts[cell_plan.cell_type] += 1
+            previous = previous[1], cell(*previous, sample, gates)
         return self.classifier(previous[1])
 
     def compute_output_shape(self, input_shape, **kwargs):
@@ -226,66 +302,63 @@ class Supernet(keras.Model):
           architecture_accuracy and kl.
         """
         weight_batch, architecture_batch = data
-        draw = self.draw(self.weight_optimizer.iterations)
-        logs = self._architecture_step(draw, *architecture_batch, weight_batch) if update_architecture else {}
+        step = self.weight_optimizer.iterations
+        draw = self.draw(step, tf.shape(weight_batch[0])[0])
+        logs = self._architecture_step(draw, step, architecture_batch, weight_batch) if update_architecture else {}
         return {**logs, **self._weight_step(draw, *weight_batch)}
 
-    def _architecture_step(self, draw, images, labels, weight_batch):
+    def _architecture_step(self, draw, step, architecture_batch, weight_batch):
+        images, labels = architecture_batch
+        compute_all = self.gate_gradient != "none"
+
         def loss():
-            logits, divergence = self(images, draw=draw), self.kl_divergence(draw)
+            own = self.differentiable(draw, step)
+            logits, divergence = self(images, draw=own, compute_all=compute_all), self.kl_divergence(own)
             value = objective.architecture_loss(labels, logits, divergence, self.kl_weight, self._class_weights)
             return value, (logits, divergence)
 
+        def training_loss():
+            return self._training_loss(self.differentiable(draw, step), *weight_batch, compute_all=compute_all)
+
+        variables = self.architecture_variables
         if self.hypergradient_order == 1:
-            value, (logits, divergence), gradients = hypergradient.first_order(loss, self.architecture_variables)
+            value, (logits, divergence), gradients = hypergradient.first_order(loss, variables)
         else:
-            value, (logits, divergence), gradients = self._second_order(loss, draw, *weight_batch)
-        apply_gradients(self.architecture_optimizer, gradients, self.architecture_variables, weight_decays=self._architecture_weight_decays)
+            value, (logits, divergence), gradients = hypergradient.second_order(
+                loss,
+                training_loss,
+                variables,
+                self.weight_variables,
+                learning_rate=tf.cast(self.weight_optimizer.learning_rate, tf.float32),
+                step=self._stepped,
+                average=replica_mean,
+            )
+        apply_gradients(self.architecture_optimizer, gradients, variables, weight_decays=self._architecture_weight_decays)
         return {
             "architecture_loss": value,
             "architecture_accuracy": objective.accuracy(labels, logits),
             "kl": divergence,
         }
 
-    def _second_order(self, loss, draw, images, labels):
-        """The architecture's gradient through the step of the weights that its batch of theirs would make, as DARTS: without clipping."""
-        variables, optimizer = self.weight_variables, self.weight_optimizer
+    def _stepped(self, gradients):
+        """The weights after a step of their optimizer with these gradients, without clipping, as DARTS unrolls it."""
+        optimizer, variables = self.weight_optimizer, self.weight_variables
         rate = tf.cast(optimizer.learning_rate, tf.float32)
-
-        def step(gradients):
+        velocities = optimizer.momentums if optimizer.momentum else [tf.zeros([])] * len(variables)
+        stepped = []
+        for variable, velocity, gradient, decay in zip(variables, velocities, gradients, self._weight_decays, strict=True):
+            value = tf.convert_to_tensor(variable)
             # Keras' velocity holds the learning rate, v <- momentum * v - rate * g, and is what is added.
-            return [
-                variable + optimizer.momentum * velocity - rate * (gradient + decay * variable)
-                for variable, velocity, gradient, decay in zip(
-                    map(tf.convert_to_tensor, variables), self._velocities(), gradients, self._weight_decays, strict=True
-                )
-            ]
+            stepped.append(value + optimizer.momentum * tf.convert_to_tensor(velocity) - rate * (gradient + decay * value))
+        return stepped
 
-        return hypergradient.second_order(
-            loss,
-            self._training_loss(draw, images, labels),
-            self.architecture_variables,
-            variables,
-            learning_rate=rate,
-            step=step,
-            average=replica_mean,
-        )
-
-    def _velocities(self):
-        if not self.weight_optimizer.momentum:
-            return [0.0] * len(self.weight_variables)
-        return [tf.convert_to_tensor(velocity) for velocity in self.weight_optimizer.momentums]
-
-    def _training_loss(self, draw, images, labels):
-        def loss():
-            logits = self(images, draw=draw)
-            return objective.cross_entropy(labels, logits, weights=self._class_weights), logits
-
-        return loss
+    def _training_loss(self, draw, images, labels, compute_all=False):
+        logits = self(images, draw=draw, compute_all=compute_all)
+        return objective.cross_entropy(labels, logits, weights=self._class_weights), logits
 
     def _weight_step(self, draw, images, labels):
         variables = self.weight_variables
-        value, logits, gradients = hypergradient.first_order(self._training_loss(draw, images, labels), variables)
+        value, logits, gradients = hypergradient.first_order(lambda: self._training_loss(draw, images, labels), variables)
         apply_gradients(self.weight_optimizer, gradients, variables, clip_norm=self.gradient_clip_norm, weight_decays=self._weight_decays)
         return {"loss": value, "accuracy": objective.accuracy(labels, logits)}
 

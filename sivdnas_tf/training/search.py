@@ -71,7 +71,16 @@ def build_supernet(config, image_shape, classes, steps, class_weights=None):
     """
     search, space = config.search, get_search_space(config.search.search_space)
     plan = supernet_plan(config, image_shape, classes)
-    supernet = Supernet(space, plan, mixing=search.mixing, initial_log_dropout_rate=search.initial_log_dropout_rate, seed=config.seed)
+    supernet = Supernet(
+        space,
+        plan,
+        mixing=search.mixing,
+        initial_log_dropout_rate=search.initial_log_dropout_rate,
+        noise_shape=search.noise_shape,
+        gate_gradient=search.gate_gradient,
+        gate_temperature=search.gate_temperature,
+        seed=config.seed,
+    )
     supernet.compile(
         # Keras' SGD keeps the learning rate inside the velocity, PyTorch's outside: they part only where the cosine moves.
         keras.optimizers.SGD(

@@ -20,7 +20,7 @@ class Draw(NamedTuple):
 
     Attributes:
       gate: 1 = kept, 0 = dropped; passes no gradient.
-      noise: standard normal, independent of the gate.
+      noise: standard normal, independent of the gate; with leading axes, where several places share the gate.
     """
 
     gate: tf.Tensor

@@ -69,6 +69,20 @@ def test_nothing_is_added_where_every_gate_is_off(stride):
     assert not np.any(mixed_sum(MIXED[stride], images(6), samples(), off))
 
 
+@pytest.mark.parametrize(("stride", "resolution"), CASES)
+def test_samples_of_examples_scale_each_of_them(stride, resolution):
+    mixed, image = MIXED[stride], images(resolution)
+    factors = tf.constant(np.random.default_rng(4).normal(size=(BATCH, len(DARTS_PRIMITIVES))).astype(np.float32))
+
+    def plain_examples(mixed, image, factors, gates):
+        terms = [factors[:, index, None, None, None] * mixed.templates[index](image) for index in np.flatnonzero(gates)]
+        return tf.add_n(terms)
+
+    arguments = mixed, image, factors, EVERY_OTHER
+    for shared, alone in zip(with_gradients(mixed_sum, *arguments), with_gradients(plain_examples, *arguments), strict=True):
+        np.testing.assert_allclose(shared, alone, rtol=1e-3, atol=1e-4)
+
+
 def test_pools_that_no_edge_needs_are_not_computed():
     begun = MIXED[1].beginnings(images(6), tf.constant(EVERY_OTHER))  # max pool needed, average pool not
     assert np.any(begun["max"]) and not np.any(begun["average"])

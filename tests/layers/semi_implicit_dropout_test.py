@@ -219,6 +219,64 @@ def test_a_sample_passes_gradients_to_both_parameters_of_what_is_kept():
         np.testing.assert_array_equal(gradient != 0.0, draw.gate == 1.0)
 
 
+# Gates that pass gradient.
+
+
+def gate_gradient(layer, function):
+    """The draw, its differentiable gate, and the gradient of `function(gate)` to the log dropout rates."""
+    draw, rates = layer.draw(SEED), layer.log_dropout_rate.value
+    with tf.GradientTape() as tape:
+        tape.watch(rates)
+        own = layer.differentiable(draw, SEED)
+        value = function(own.gate)
+    np.testing.assert_array_equal(own.noise, draw.noise)
+    return draw, own.gate, tape.gradient(value, rates)
+
+
+def test_a_gate_passes_no_gradient_by_default():
+    draw, gate, gradient = gate_gradient(randomised(operations()), tf.reduce_sum)
+    np.testing.assert_array_equal(gate, draw.gate)
+    assert gradient is None
+
+
+def test_straight_through_is_the_gate_drawn_with_the_gradient_of_its_probability():
+    layer = randomised(operations(gate_gradient="straight_through"))
+    slope = np.random.default_rng(3).normal(size=layer.shape).astype(np.float32)
+    draw, gate, gradient = gate_gradient(layer, lambda gate: tf.reduce_sum(slope * gate))
+    np.testing.assert_allclose(gate, draw.gate, atol=1e-6)
+    keep = layer.keep_probability().numpy()
+    np.testing.assert_allclose(gradient, -slope * keep * (1.0 - keep), rtol=1e-5)
+    np.testing.assert_array_equal(draw.gate, randomised(operations()).draw(SEED).gate)  # nothing else about the draw changes
+
+
+@pytest.mark.parametrize("temperature", [0.2, 1.0])
+def test_a_relaxed_gate_rounds_to_the_gate_drawn_and_follows_the_rate(temperature):
+    layer = randomised(operations(gate_gradient="relaxed", gate_temperature=temperature))
+    draw, gate, gradient = gate_gradient(layer, tf.reduce_sum)
+    np.testing.assert_array_equal(tf.round(gate), draw.gate)
+    assert np.asarray(gate).min() > 0.0 and np.asarray(gate).max() <= 1.0
+    gate = np.asarray(gate)
+    np.testing.assert_allclose(gradient, -gate * (1.0 - gate) / temperature, rtol=1e-4, atol=1e-6)
+
+
+def test_gates_of_a_relaxation_have_the_keep_probability():
+    layer = randomised(SemiImplicitDropout((20_000, 3), gate_gradient="relaxed", gate_temperature=0.3))
+    layer.log_dropout_rate.assign(np.tile([-1.0, 0.0, 2.0], (20_000, 1)))
+    frequency = tf.reduce_mean(layer.draw(SEED).gate, axis=0)
+    np.testing.assert_allclose(frequency, layer.keep_probability()[0], atol=5 * 0.5 / np.sqrt(20_000))
+
+
+def test_noise_of_several_places_shares_the_gates():
+    layer, noise_seed = randomised(operations()), tf.constant([3, 4])
+    draw = layer.draw(SEED, (5, 2), noise_seed)
+    np.testing.assert_array_equal(draw.gate, layer.draw(SEED).gate)
+    assert draw.noise.shape == (5, 2, 14, 7)
+    assert len({float(value) for value in tf.reshape(draw.noise, [-1])}) > 950  # of 980: all its own
+    np.testing.assert_array_equal(draw.noise, layer.draw(tf.constant([8, 9]), (5, 2), noise_seed).noise)
+    expected = layer.mixing_weights() * draw.gate * (1.0 + tf.exp(0.5 * layer.log_dropout_rate.value) * draw.noise)
+    np.testing.assert_allclose(layer(draw), expected, rtol=1e-5)
+
+
 def test_one_draw_serves_two_updates():
     layer = randomised(operations())
     draw = layer.draw(SEED)

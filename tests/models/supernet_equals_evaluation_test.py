@@ -114,14 +114,13 @@ def searched_weights(supernet, genotype):
     for plan, cell in zip(PLAN.cells, supernet.cells, strict=True):
         for number, layer in enumerate((cell.preprocess0, cell.preprocess1)):
             values[f"cell{plan.index}_preprocess{number}"] = {tail(variable): variable for variable in layer.variables}
-        genotype_cell = genotype.cell(plan.cell_type)
+        genotype_cell, edge_weights = genotype.cell(plan.cell_type), cell.edge_weights()
         for node in genotype_cell.nodes:
             for number, edge in enumerate(genotype_cell.edges_into(node)):
-                search_edge = cell.edges[SPACE.edges.index((edge.predecessor, node))]
                 primitive = SPACE.primitives.index(edge.operation)
-                names = [tail(variable) for variable in search_edge._mixed.templates[primitive].trainable_variables]
+                names = [tail(variable) for variable in cell._mixed[edge.predecessor].templates[primitive].trainable_variables]
                 layer = f"cell{plan.index}_node{node}_{number}_from{edge.predecessor}_{edge.operation}"
-                values[layer] = dict(zip(names, search_edge.operation_weights[primitive], strict=True))
+                values[layer] = dict(zip(names, edge_weights[SPACE.edges.index((edge.predecessor, node))][primitive], strict=True))
     return values
 
 

@@ -66,8 +66,8 @@ def operation_variables(supernet, cell_type, primitive):
         variable
         for plan, cell in zip(PLAN.cells, supernet.cells, strict=True)
         if plan.cell_type == cell_type
-        for edge in cell.edges
-        for variable in edge.operation_weights[primitive]
+        for operations in cell.operations.values()
+        for variable in operations.operation_weights[primitive]
     ]
 
 
@@ -90,13 +90,14 @@ def test_every_trainable_variable_is_an_architecture_variable_or_a_weight(supern
 
 
 def test_weights_are_those_of_stem_cells_and_classifier_and_not_of_templates(supernet):
-    per_cell = {1: 1, 2: 1}  # a preprocessing convolution; a factorized reduce has two
-    operations = 5 * 4  # two depthwise and two pointwise convolutions on each of five edges
     expected = 3 + 2  # stem and classifier
     for plan in PLAN.cells:
-        expected += operations + (2 if plan.reduction_prev else 1) + per_cell[1]
-        if plan.reduction:
-            expected += 2 * 4  # skip connections of stride 2, on the four edges that leave an input
+        expected += (2 if plan.reduction_prev else 1) + 1  # preprocessing convolutions; a factorized reduce has two
+        # Two depthwise and two pointwise convolutions, over the edges of a stride; a skip connection of stride 2 has two.
+        expected += 4 + (4 + 2 if plan.reduction else 0)
+        edges = [5] if not plan.reduction else [4, 1]  # one leaves a node, the others an input
+        stacks = supernet.cells[plan.index].operations.values()
+        assert sorted({variable.shape[0] for stack in stacks for variable in stack.variables}, reverse=True) == edges
     assert len(supernet.weight_variables) == expected
     assert len({variable.path for variable in supernet.variables}) == len(supernet.variables)
 
@@ -174,9 +175,8 @@ def test_edges_and_nodes_are_weighted_sums(supernet):
         total = 0.0
         for index, (predecessor, target) in enumerate(TINY.edges):
             if target == node:
-                edge = cell.edges[index]
-                for primitive, template in enumerate(edge._mixed.templates):
-                    for variable, value in zip(template.trainable_variables, edge.operation_weights[primitive], strict=True):
+                for primitive, template in enumerate(cell._mixed[predecessor].templates):
+                    for variable, value in zip(template.trainable_variables, cell.edge_weights()[index][primitive], strict=True):
                         variable.assign(value)
                     total = total + samples[index, primitive] * template(states[predecessor])
         states[node] = total
@@ -234,7 +234,7 @@ def test_a_step_draws_once_and_the_draw_serves_both_updates(supernet, monkeypatc
     draw = supernet.draw(0)
     before = loss_of(supernet, ARCHITECTURE_BATCH, draw) + 0.1 * supernet.kl_divergence(draw)
     divergence, drawn, original = supernet.kl_divergence(draw), [], supernet.draw
-    monkeypatch.setattr(supernet, "draw", lambda step: drawn.append(int(step)) or original(step))
+    monkeypatch.setattr(supernet, "draw", lambda step, batch_size: drawn.append(int(step)) or original(step))
     logs = supernet.bilevel_step(DATA)
     assert drawn == [0]
     assert float(logs["architecture_loss"]) == pytest.approx(float(before), rel=1e-5)
@@ -312,14 +312,17 @@ def test_a_closed_edge_computes_none_of_its_operations(supernet):
     for cell_type in CELL_TYPES:
         rates = supernet.edge_dropout[cell_type].log_dropout_rate
         rates.assign([20.0, -20.0, -20.0, -20.0, -20.0])
-    closed = [variable for cell in supernet.cells for variable in cell.edges[0].trainable_variables]
+    # Edge 0 leaves an input: the first of those of stride 2 in a reduction cell, the first of all in a normal one.
+    stacks = [cell.operations[plan.stride(0)] for plan, cell in zip(PLAN.cells, supernet.cells, strict=True)]
+    closed = [variable for stack in stacks for variable in stack.variables]
     for variable in closed:
-        variable.assign(np.full(variable.shape, np.nan))
+        variable.assign(np.concatenate([np.full_like(variable[:1], np.nan), variable[1:]]))
     logs = supernet.bilevel_step(DATA)
     assert closed and all(np.isfinite(value) for value in logs.values())
+    assert all(np.isnan(variable[0]).all() and np.isfinite(variable[1:]).all() for variable in closed)
     identities = {id(variable) for variable in closed}
-    open_ = [variable for variable in supernet.weight_variables if id(variable) not in identities]
-    assert all(np.isfinite(value).all() for value in values(open_))
+    others = [variable for variable in supernet.weight_variables if id(variable) not in identities]
+    assert all(np.isfinite(value).all() for value in values(others))
 
 
 def test_momentum_and_decay_go_on_for_a_closed_operation(supernet):
