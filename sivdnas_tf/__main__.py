@@ -5,6 +5,7 @@ Exit codes: 0 done; 2 wrong use, configuration or data; 3 over the budget; 4 an 
 """
 
 import dataclasses
+import errno
 import importlib
 import os
 import sys
@@ -14,11 +15,12 @@ from absl import flags, logging
 
 from sivdnas_tf import commands
 from sivdnas_tf.config import Config
-from sivdnas_tf.errors import ConfigError, Interrupted, NonFiniteError, UserError, nearest
+from sivdnas_tf.errors import ConfigError, Interrupted, NonFiniteError, StorageError, UserError, nearest
 from sivdnas_tf.run_dir import RunDir, new_run_dir
 from sivdnas_tf.search_space import NETWORKS
 
 _PROGRAM = "sivdnas_tf"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # What a configuration file, or an override that its fields do not take, can raise while it is read: the file is any Python.
 _CONFIG_ERRORS = (
@@ -305,7 +307,7 @@ def main(argv):
             print(_command_usage(name, COMMANDS[name]))
         else:
             COMMANDS[name].run(values, *rest)
-    except (UserError, NonFiniteError, Interrupted) as error:
+    except (UserError, NonFiniteError, StorageError, Interrupted) as error:
         print(f"{_PROGRAM}: {' '.join(str(error).splitlines())}", file=sys.stderr)  # one line, whatever a path or a message holds
         return error.exit_code
     except KeyboardInterrupt:
@@ -314,6 +316,11 @@ def main(argv):
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; Python would complain again while closing standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        if error.errno not in _DISK_FULL:
+            raise
+        print(f"{_PROGRAM}: {error}. Make room there; the same command continues", file=sys.stderr)
         return 1
     return 0
 

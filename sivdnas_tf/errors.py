@@ -43,6 +43,12 @@ class NonFiniteError(Exception):
     exit_code = 1
 
 
+class StorageError(Exception):
+    """A file of a run that could not be written, a full disk say: exit code 1, what was written before stays."""
+
+    exit_code = 1
+
+
 class Interrupted(Exception):
     """SIGINT or SIGTERM arrived and the state was saved: exit code 128 + signal.
 

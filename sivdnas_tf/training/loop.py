@@ -8,6 +8,8 @@ Order at the end of an epoch: metrics file, then checkpoint; a kill between the 
 import contextlib
 import dataclasses
 import math
+import pathlib
+import shutil
 import signal
 import sys
 import time
@@ -17,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from sivdnas_tf.errors import Interrupted, NonFiniteError
+from sivdnas_tf.errors import Interrupted, NonFiniteError, StorageError
 
 # What TensorFlow raises for a checkpoint whose files are damaged or gone, and for a truncated one.
 _UNREADABLE = (tf.errors.OpError, IndexError)
@@ -98,22 +100,28 @@ class Loop:
 
         Raises:
           NonFiniteError: where a metric of a step or of an epoch becomes NaN or infinite; the last good checkpoint stays.
+          StorageError: where a file cannot be written (a full disk); the last good checkpoint stays.
           Interrupted: after SIGINT or SIGTERM, once the state is saved.
         """
         self._restore()
         step = int(self._step.numpy())
         records = self.run_dir.read_metrics(self.plan.stage)[: step // self.plan.steps_per_epoch]
-        writer = tf.summary.create_file_writer(str(self.run_dir.file(f"{self.plan.stage}/tensorboard")))
+        with self._writing():
+            writer = tf.summary.create_file_writer(str(self.run_dir.file(f"{self.plan.stage}/tensorboard")))
+            writer.init()
         with _signals() as received, writer.as_default():
             for epoch in range(step // self.plan.steps_per_epoch, self.plan.epochs):
                 record = self._run_epoch(epoch, received)
                 records.append(record)
-                self.run_dir.write_metrics(self.plan.stage, records)
+                with self._writing():
+                    writer.flush()
+                    self.run_dir.write_metrics(self.plan.stage, records)
                 last = epoch + 1 == self.plan.epochs
                 if last or received or (epoch + 1) % self.config.every_epochs == 0:
                     self._save()
                 self._stop_if(received)
-        writer.close()
+        with self._writing():
+            writer.close()
         return records
 
     def _restore(self):
@@ -134,8 +142,25 @@ class Loop:
             self.say(f"{self.plan.stage}: no checkpoint can be read; starting again from the first step")
 
     def _save(self):
-        self._manager.save(checkpoint_number=int(self._step.numpy()))
+        with self._writing():
+            self._manager.save(checkpoint_number=int(self._step.numpy()))
         self._last_save = time.monotonic()
+
+    @contextlib.contextmanager
+    def _writing(self, failures=(OSError, tf.errors.OpError)):
+        """Turns a failure to write into a `StorageError`, and removes what a checkpoint left behind that was not finished."""
+        try:
+            yield
+        except failures as error:
+            for path in pathlib.Path(self._manager.directory).glob("ckpt-*_temp"):
+                shutil.rmtree(path, ignore_errors=True)
+            # TensorFlow's message goes "{{node}} path; reason [Op:name]".
+            reason = error.strerror if isinstance(error, OSError) else error.message.splitlines()[0].split("; ")[-1].split(" [Op:")[0]
+            kept = self._manager.latest_checkpoint or "none yet"
+            raise StorageError(
+                f"{self.plan.stage}: writing in {self.run_dir.path} failed at step {int(self._step.numpy())}: {reason}. The last good "
+                f"checkpoint stays: {kept}. Make room there; the same command continues"
+            ) from error
 
     def _run_epoch(self, epoch, received):
         plan = self.plan
@@ -219,13 +244,15 @@ class Loop:
         plan, count, seconds = self.plan, sums[-2], sums[-1]
         record = {"epoch": epoch + 1, "step": int(self._step.numpy())}
         record |= {name: sums[i] / count if name in seen else None for i, name in enumerate(plan.metric_names)}
-        record |= plan.on_epoch_end(epoch, record)
+        with self._writing(OSError):  # an error of TensorFlow's would be of what it computes
+            record |= plan.on_epoch_end(epoch, record)
         # What is measured after the epoch can overflow first (moving averages), and JSON has no NaN.
         self._check_finite({name: value for name, value in record.items() if isinstance(value, (int, float))}, record["step"] - 1)
         record |= {"seconds": round(seconds, 3), "images_per_second": round(count * plan.batch_size / seconds, 1)}
-        for name, value in record.items():
-            if name not in ("epoch", "step") and isinstance(value, (int, float)):
-                tf.summary.scalar(f"{plan.stage}/{name}", value, step=epoch + 1)
+        with self._writing():
+            for name, value in record.items():
+                if name not in ("epoch", "step") and isinstance(value, (int, float)):
+                    tf.summary.scalar(f"{plan.stage}/{name}", value, step=epoch + 1)
         self.say(f"{plan.stage} {epoch + 1}/{plan.epochs}  {plan.summary(record)}  {record['images_per_second']:.0f} images/s")
         return record
 

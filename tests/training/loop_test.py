@@ -1,9 +1,12 @@
+import contextlib
 import dataclasses
 import functools
 import io
 import json
 import os
 import pathlib
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -15,7 +18,7 @@ import pytest
 import tensorflow as tf
 
 from sivdnas_tf.config import CheckpointConfig
-from sivdnas_tf.errors import Interrupted, NonFiniteError
+from sivdnas_tf.errors import Interrupted, NonFiniteError, StorageError
 from sivdnas_tf.run_dir import RunDir
 from sivdnas_tf.training import loop as loop_module
 from sivdnas_tf.training.distribution import make_strategy
@@ -28,7 +31,7 @@ TIMES = ("seconds", "images_per_second")
 class Fake:
     """A problem without a network: one variable that every batch changes. Its first epoch is a warm-up that returns fewer metrics."""
 
-    def __init__(self, path, *, strategy=None, poison=None, on_step=None, epochs=EPOCHS, **checkpoint):
+    def __init__(self, path, *, strategy=None, poison=None, on_step=None, epochs=EPOCHS, ballast=0, **checkpoint):
         strategy = strategy or tf.distribute.get_strategy()
         with strategy.scope():
             self.variable = tf.Variable([1.0, -2.0, 3.0], aggregation=tf.VariableAggregation.MEAN)
@@ -41,7 +44,7 @@ class Fake:
             batches=self.batches,
             step=lambda epoch: self.warm_up if epoch == 0 else self.full,
             metric_names=("loss", "accuracy"),
-            state={"variable": self.variable},
+            state={"variable": self.variable, "ballast": tf.Variable(tf.zeros([ballast]))},
             advice="a smaller learning rate.",
             summary=lambda record: f"loss {record['loss']:.3f}",
             on_epoch_begin=self.begun.append,
@@ -319,6 +322,44 @@ class Clock:
     def step(self, step):
         del step
         self.now += 20.0
+
+
+@contextlib.contextmanager
+def full_disk(limit):
+    """Writes beyond `limit` bytes a file fail, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_the_last_good_checkpoint_continues(tmp_path, uninterrupted):
+    Fake(tmp_path, epochs=1).run()
+    fake = Fake(tmp_path)
+    with full_disk(30), pytest.raises(StorageError) as caught:  # a checkpoint's data are more
+        fake.run()
+    message = str(caught.value)
+    assert caught.value.exit_code == 1 and "\n" not in message
+    assert re.search(rf"search: writing in {re.escape(str(tmp_path))} failed at step [48]: File too large\. ", message)
+    assert f"The last good checkpoint stays: {tmp_path / 'search/checkpoints/ckpt-4'}." in message
+    assert fake.saved == [4] and not list(tmp_path.rglob("*_temp"))
+    assert len(fake.run_dir.read_metrics("search")) == 1
+    again = Fake(tmp_path)
+    assert_same_end(again, again.run(), uninterrupted)
+
+
+@pytest.mark.parametrize(("limit", "written"), [(30, 1), (700, 2)], ids=["metrics", "checkpoint"])
+def test_a_disk_that_is_full_for_the_metrics_or_only_for_the_checkpoint(tmp_path, uninterrupted, limit, written, monkeypatch):
+    Fake(tmp_path, epochs=1, ballast=1000).run()
+    fake = Fake(tmp_path, ballast=1000)
+    monkeypatch.setattr(tf.summary, "scalar", lambda *arguments, **options: None)
+    with pytest.raises(StorageError, match="File too large"), full_disk(limit):
+        fake.run()
+    assert len(fake.run_dir.read_metrics("search")) == written
+    again = Fake(tmp_path, ballast=1000)
+    assert_same_end(again, again.run(), uninterrupted)
 
 
 def test_minutes_between_checkpoints(tmp_path, monkeypatch):
