@@ -10,6 +10,8 @@ import sys
 from sivdnas_tf.errors import ConfigError, nearest
 from sivdnas_tf.search_space import NETWORKS, SEARCH_SPACES
 
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
 
 def _field(default, *, low=None, high=None, above=None, choices=None):
     """A field with its default and what a value must satisfy: low <= value <= high, value > above, value (or each item) in choices."""
@@ -72,6 +74,9 @@ class SearchConfig:
       learning_rate, final_learning_rate: of SGD on the weights, cosine over the epochs.
       momentum, weight_decay, gradient_clip_norm: of SGD on the weights; the decay is coupled, the clipping global, 0 turns it off.
       cutout_length: side in pixels of the square that Cutout zeroes in training images; 0 turns it off.
+      precision: Keras' dtype policy: "float32", "mixed_bfloat16", or "mixed_float16" with dynamic loss scaling. For accelerators: slower on
+        a CPU. Architecture parameters are float32 in any case.
+      jit_compile: whether XLA compiles the step. For accelerators: far slower on a CPU. One device only.
     """
 
     search_space: str = _field("darts", choices=tuple(SEARCH_SPACES))
@@ -100,6 +105,8 @@ class SearchConfig:
     weight_decay: float = _field(3e-4, low=0.0)
     gradient_clip_norm: float = _field(5.0, low=0.0)
     cutout_length: int = _field(0, low=0)
+    precision: str = _field("float32", choices=PRECISIONS)
+    jit_compile: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +157,7 @@ class TrainConfig:
       label_smoothing: share of the target spread over all classes.
       cutout_length: side in pixels of the square that Cutout zeroes; 0 turns it off.
       checkpoint_choice: which weights are kept: those of the "best" epoch on the held-out images, or of the "last".
+      precision, jit_compile: as of the search. The held-out images are measured, and the weights kept, in float32.
     """
 
     network: str = _field("cifar", choices=NETWORKS)
@@ -167,6 +175,8 @@ class TrainConfig:
     label_smoothing: float = _field(0.0, low=0.0, high=0.99)
     cutout_length: int = _field(16, low=0)
     checkpoint_choice: str = _field("best", choices=("best", "last"))
+    precision: str = _field("float32", choices=PRECISIONS)
+    jit_compile: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,6 +249,11 @@ class Config:
     distribution: DistributionConfig = dataclasses.field(default_factory=DistributionConfig)
 
     def __post_init__(self):
+        if self.search.hypergradient_order == 2 and self.search.precision != "float32":
+            raise ConfigError(
+                "search.hypergradient_order 2 takes a finite difference, which needs search.precision float32. "
+                f"Received: search.precision={self.search.precision!r}"
+            )
         if self.search.warmup_epochs >= self.search.epochs:
             raise ConfigError(
                 "search.warmup_epochs must be less than search.epochs, or the architecture is never updated. "

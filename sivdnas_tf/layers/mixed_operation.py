@@ -154,6 +154,7 @@ class MixedOperation:
 
 def _scaled(image, sample):
     """`image` times a scalar, or times the scalar of each example; phases hold every example four times, one after the other."""
+    sample = tf.cast(sample, image.dtype)
     if not sample.shape.rank:
         return sample * image
     times = tf.shape(image)[0] // tf.shape(sample)[0]

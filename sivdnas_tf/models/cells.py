@@ -66,7 +66,10 @@ class StackedOperations(keras.layers.Layer):
 
     def of_edges(self):
         """The tensors of each edge: a list of `n_edges`, of lists a primitive, as `MixedOperation.add` takes them."""
-        stacks = [[tf.unstack(tf.convert_to_tensor(variable)) for variable in variables] for variables in self.operation_weights]
+        stacks = [
+            [tf.unstack(tf.cast(tf.convert_to_tensor(variable), self.compute_dtype)) for variable in variables]
+            for variables in self.operation_weights
+        ]
         return [[[stack[edge] for stack in primitive] for primitive in stacks] for edge in range(self._n_edges)]
 
 
@@ -80,7 +83,7 @@ class SearchCell(keras.layers.Layer):
     """
 
     def __init__(self, space, cell_plan, mixed_operations, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)  # samples stay float32
         self._space, self._plan = space, cell_plan
         self.preprocess0, self.preprocess1 = preprocessing(cell_plan, "batch_statistics", "cell")
         self._mixed = {}

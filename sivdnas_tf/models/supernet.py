@@ -12,7 +12,7 @@ from sivdnas_tf.models.heads import Classifier, build_stem
 from sivdnas_tf.posterior import CellPosterior, Posterior
 from sivdnas_tf.search_space import CELL_TYPES
 from sivdnas_tf.training import hypergradient, objective
-from sivdnas_tf.training.distribution import apply_gradients, replica_mean
+from sivdnas_tf.training.distribution import apply_gradients, loss_scale, replica_mean
 from sivdnas_tf.variational.distributions import Draw, step_seed
 
 NOISE_SHAPES = ("operation", "cell", "example")
@@ -58,7 +58,7 @@ class Supernet(keras.Model):
         seed=0,
         name="supernet",
     ):
-        super().__init__(name=name)
+        super().__init__(name=name, dtype="float32")  # its own arguments, draws, stay as they are whatever its layers compute in
         if noise_shape not in NOISE_SHAPES:
             raise ConfigError(
                 f"unknown noise_shape.{nearest(noise_shape, NOISE_SHAPES)} Expected one of {', '.join(NOISE_SHAPES)}. "
@@ -322,7 +322,8 @@ class Supernet(keras.Model):
 
         variables = self.architecture_variables
         if self.hypergradient_order == 1:
-            value, (logits, divergence), gradients = hypergradient.first_order(loss, variables)
+            scale = loss_scale(self.architecture_optimizer)
+            value, (logits, divergence), gradients = hypergradient.first_order(loss, variables, scale)
         else:
             value, (logits, divergence), gradients = hypergradient.second_order(
                 loss,
@@ -358,7 +359,8 @@ class Supernet(keras.Model):
 
     def _weight_step(self, draw, images, labels):
         variables = self.weight_variables
-        value, logits, gradients = hypergradient.first_order(lambda: self._training_loss(draw, images, labels), variables)
+        scale = loss_scale(self.weight_optimizer)
+        value, logits, gradients = hypergradient.first_order(lambda: self._training_loss(draw, images, labels), variables, scale)
         apply_gradients(self.weight_optimizer, gradients, variables, clip_norm=self.gradient_clip_norm, weight_decays=self._weight_decays)
         return {"loss": value, "accuracy": objective.accuracy(labels, logits)}
 

@@ -4,12 +4,13 @@ import keras
 import tensorflow as tf
 
 
-def first_order(loss, variables):
+def first_order(loss, variables, scale=None):
     """The gradient at the current weights, as if they did not depend on the architecture (DARTS' first-order approximation).
 
     Args:
       loss: function without arguments to `(scalar loss, anything)`.
       variables: Keras variables to differentiate with respect to; nothing else is recorded.
+      scale: what the gradients are multiplied by from the start, so that they do not underflow in float16; None for 1.
 
     Returns:
       `(loss, anything, gradients)`; gradients are a list of tensors, zeros for variables that the loss does not reach.
@@ -18,7 +19,8 @@ def first_order(loss, variables):
     with tf.GradientTape(watch_accessed_variables=False) as tape:
         tape.watch(tensors)
         value, extra = loss()
-    return value, extra, tape.gradient(value, tensors, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    gradients = tape.gradient(value, tensors, output_gradients=scale, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return value, extra, gradients
 
 
 def second_order(validation_loss, training_loss, variables, weights, *, learning_rate, step, average=lambda tensors: tensors, radius=0.01):

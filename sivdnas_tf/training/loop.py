@@ -40,6 +40,7 @@ class LoopPlan:
       metric_names: every name that a step may return; the first is the loss that must stay finite.
       state: dict of trackables (`model_state` of a model, optimizers) to save and restore.
       advice: what to try when the loss stops being finite.
+      jit_compile: whether XLA compiles the step.
       on_epoch_begin: function of the epoch.
       on_epoch_end: function of `(epoch, record)`, returns a dict that is added to the record; called within the epoch's TensorBoard
         writer, so that it may add summaries.
@@ -57,6 +58,7 @@ class LoopPlan:
     state: dict
     advice: str
     summary: typing.Callable
+    jit_compile: bool = False
     on_epoch_begin: typing.Callable = lambda epoch: None
     on_epoch_end: typing.Callable = lambda epoch, record: {}
     on_step_begin: typing.Callable = lambda step: None
@@ -193,7 +195,7 @@ class Loop:
         if self._compiled_from != step_function:
             strategy = self.strategy
 
-            @tf.function(autograph=False, jit_compile=False)
+            @tf.function(autograph=False, jit_compile=self.plan.jit_compile)
             def distributed_step(batch):
                 logs = strategy.run(step_function, args=(batch,))
                 return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None) for name, value in logs.items()}

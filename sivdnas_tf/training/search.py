@@ -14,7 +14,7 @@ from sivdnas_tf.models.supernet import Supernet
 from sivdnas_tf.run_dir import as_run_dir, write_json
 from sivdnas_tf.search_space import CELL_TYPES, get_search_space, plan_network
 from sivdnas_tf.training import objective, schedules
-from sivdnas_tf.training.distribution import check_batch_size, make_strategy, set_seeds
+from sivdnas_tf.training.distribution import check_batch_size, check_jit_compile, make_strategy, precision_scope, scaled_for, set_seeds
 from sivdnas_tf.training.loop import Loop, LoopPlan, model_state
 
 RESOLUTIONS = (8, 64)  # smallest and largest: below, a twice reduced image has one pixel; above, memory and time are not a proxy's
@@ -71,22 +71,27 @@ def build_supernet(config, image_shape, classes, steps, class_weights=None):
     """
     search, space = config.search, get_search_space(config.search.search_space)
     plan = supernet_plan(config, image_shape, classes)
-    supernet = Supernet(
-        space,
-        plan,
-        mixing=search.mixing,
-        initial_log_dropout_rate=search.initial_log_dropout_rate,
-        noise_shape=search.noise_shape,
-        gate_gradient=search.gate_gradient,
-        gate_temperature=search.gate_temperature,
-        seed=config.seed,
+    with precision_scope(search.precision):
+        supernet = Supernet(
+            space,
+            plan,
+            mixing=search.mixing,
+            initial_log_dropout_rate=search.initial_log_dropout_rate,
+            noise_shape=search.noise_shape,
+            gate_gradient=search.gate_gradient,
+            gate_temperature=search.gate_temperature,
+            seed=config.seed,
+        )
+    # Keras' SGD keeps the learning rate inside the velocity, PyTorch's outside: they part only where the cosine moves.
+    weight_optimizer = keras.optimizers.SGD(
+        schedules.EpochCosine(search.learning_rate, search.final_learning_rate, search.epochs, steps), momentum=search.momentum
+    )
+    architecture_optimizer = keras.optimizers.Adam(
+        search.architecture_learning_rate, search.architecture_beta_1, search.architecture_beta_2, epsilon=1e-8
     )
     supernet.compile(
-        # Keras' SGD keeps the learning rate inside the velocity, PyTorch's outside: they part only where the cosine moves.
-        keras.optimizers.SGD(
-            schedules.EpochCosine(search.learning_rate, search.final_learning_rate, search.epochs, steps), momentum=search.momentum
-        ),
-        keras.optimizers.Adam(search.architecture_learning_rate, search.architecture_beta_1, search.architecture_beta_2, epsilon=1e-8),
+        scaled_for(search.precision, weight_optimizer),
+        scaled_for(search.precision, architecture_optimizer),
         kl_weight=search.kl_weight,
         weight_decay=search.weight_decay,
         architecture_weight_decay=search.architecture_weight_decay,
@@ -125,6 +130,7 @@ def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
     datasets = search_datasets(config, datasets)
     strategy = make_strategy(config.distribution.strategy)
     check_batch_size(config.search.batch_size, strategy, "search.batch_size")
+    check_jit_compile(config.search.jit_compile, strategy, "search.jit_compile")
     steps = search_steps(config, datasets)
     supernet_plan(config, datasets.image_shape, len(datasets.class_names))
     _augmentation(config).check(datasets.image_shape)
@@ -185,6 +191,7 @@ def _loop_plan(config, datasets, run_dir, supernet, steps):
         },
         advice=_ADVICE,
         summary=_summary,
+        jit_compile=search.jit_compile,
         on_epoch_begin=on_epoch_begin,
         on_epoch_end=on_epoch_end,
     )

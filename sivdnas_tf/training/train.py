@@ -1,7 +1,6 @@
 """The training stage: genotype to train/weights.weights.h5 (METHOD.md section 7)."""
 
 import keras
-import tensorflow as tf
 
 from sivdnas_tf.data.augment import Augmentation
 from sivdnas_tf.data.datasets import as_datasets, batches, steps_per_epoch, with_name_of
@@ -12,8 +11,18 @@ from sivdnas_tf.profiling.costs import check_budget
 from sivdnas_tf.run_dir import as_run_dir, atomic_path, write_json
 from sivdnas_tf.search_space import plan_network
 from sivdnas_tf.training import objective, schedules
-from sivdnas_tf.training.distribution import apply_gradients, check_batch_size, make_strategy, set_seeds
+from sivdnas_tf.training.distribution import (
+    apply_gradients,
+    check_batch_size,
+    check_jit_compile,
+    loss_scale,
+    make_strategy,
+    precision_scope,
+    scaled_for,
+    set_seeds,
+)
 from sivdnas_tf.training.evaluate import measure
+from sivdnas_tf.training.hypergradient import first_order
 from sivdnas_tf.training.loop import Loop, LoopPlan, model_state
 
 WEIGHTS = "train/weights.weights.h5"
@@ -66,6 +75,7 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     # What can never run is refused before its settings are on record, where they would stand in the way of better ones.
     strategy = make_strategy(config.distribution.strategy)
     check_batch_size(config.train.batch_size, strategy, "train.batch_size")
+    check_jit_compile(config.train.jit_compile, strategy, "train.jit_compile")
     steps = steps_per_epoch(datasets.train, config.train.batch_size)
     plan = trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
     _augmentation(config).check(datasets.image_shape)
@@ -126,16 +136,17 @@ class Trainer:
 
     def __init__(self, config, genotype, plan, steps, strategy, class_weights=None):
         self.train, self._class_weights = config.train, class_weights
-        self.model = evaluation_network(
-            genotype,
-            plan,
-            auxiliary=config.train.auxiliary_weight > 0,
-            drop_path=config.train.drop_path_rate > 0,
-            synchronized=strategy.num_replicas_in_sync > 1,
-            seed=config.seed,
-        )
+        with precision_scope(config.train.precision):
+            self.model = evaluation_network(
+                genotype,
+                plan,
+                auxiliary=config.train.auxiliary_weight > 0,
+                drop_path=config.train.drop_path_rate > 0,
+                synchronized=strategy.num_replicas_in_sync > 1,
+                seed=config.seed,
+            )
         rate = schedules.EpochCosine(self.train.learning_rate, self.train.final_learning_rate, self.train.epochs, steps)
-        self.optimizer = keras.optimizers.SGD(rate, momentum=self.train.momentum)
+        self.optimizer = scaled_for(config.train.precision, keras.optimizers.SGD(rate, momentum=self.train.momentum))
         self.optimizer.build(self.model.trainable_variables)
 
     def set_drop_path(self, *, rate=None, step=None):
@@ -151,10 +162,11 @@ class Trainer:
         """One SGD step on `(images, labels)`, in a replica context; returns loss and accuracy."""
         images, labels = batch
         train, variables = self.train, self.model.trainable_variables
-        with tf.GradientTape() as tape:
+
+        def loss():
             outputs = self.model(images, training=True)
             logits, auxiliary_logits = outputs if train.auxiliary_weight > 0 else (outputs, None)
-            loss = objective.training_loss(
+            value = objective.training_loss(
                 labels,
                 logits,
                 auxiliary_logits,
@@ -162,7 +174,9 @@ class Trainer:
                 label_smoothing=train.label_smoothing,
                 weights=self._class_weights,
             )
-        gradients = tape.gradient(loss, [variable.value for variable in variables], unconnected_gradients=tf.UnconnectedGradients.ZERO)
+            return value, logits
+
+        value, logits, gradients = first_order(loss, variables, scale=loss_scale(self.optimizer))
         apply_gradients(
             self.optimizer,
             gradients,
@@ -170,7 +184,7 @@ class Trainer:
             clip_norm=train.gradient_clip_norm,
             weight_decays=[train.weight_decay] * len(variables),
         )
-        return {"loss": loss, "accuracy": objective.accuracy(labels, logits)}
+        return {"loss": value, "accuracy": objective.accuracy(labels, logits)}
 
 
 def copy_weights(source, target):
@@ -226,6 +240,7 @@ def _loop_plan(config, datasets, run_dir, trainer, deployed, steps):
             f"loss {record['loss']:.3f}  accuracy {record['accuracy']:.3f}  held out: loss {record['holdout_loss']:.3f}  "
             f"accuracy {record['holdout_accuracy']:.3f}"
         ),
+        jit_compile=train.jit_compile,
         on_epoch_begin=lambda epoch: trainer.set_drop_path(rate=drop_path_rate(epoch)),
         on_epoch_end=on_epoch_end,
         on_step_begin=lambda step: trainer.set_drop_path(step=step),

@@ -140,3 +140,60 @@ def test_seeds_fix_python_numpy_and_initial_weights(deterministic, monkeypatch):
     assert drawn(1) == drawn(1)
     assert all(first != other for first, other in zip(drawn(1), drawn(2), strict=True))
     assert calls == ["determinism"] * 4 * deterministic
+
+
+# Precision and XLA.
+
+
+def test_a_scope_sets_the_precision_and_takes_it_back():
+    with distribution.precision_scope("mixed_bfloat16"):
+        assert keras.layers.Dense(1).compute_dtype == "bfloat16"
+    assert keras.layers.Dense(1).compute_dtype == "float32"
+    with pytest.raises(RuntimeError, match="within"), distribution.precision_scope("mixed_float16"):
+        raise RuntimeError("within")
+    assert keras.config.dtype_policy().name == "float32"
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_with_a_loss_scale_a_step_is_the_one_without(replicas, mirrored):
+    strategy = mirrored if replicas == 2 else tf.distribute.get_strategy()
+    expected = step(strategy, [MEAN_GRADIENTS] * 2, momentum=0.9, steps=2, clip_norm=2.0, weight_decays=[0.5, 0.25])
+    with strategy.scope():
+        variables = [keras.Variable(value) for value in START]
+        optimizer = distribution.scaled_for("mixed_float16", keras.optimizers.SGD(0.1, momentum=0.9))
+        optimizer.build(variables)
+
+    def replica_step():
+        gradients = [tf.constant(gradient) * distribution.loss_scale(optimizer) for gradient in MEAN_GRADIENTS]
+        distribution.apply_gradients(optimizer, gradients, variables, clip_norm=2.0, weight_decays=[0.5, 0.25])
+
+    run = tf.function(lambda: strategy.run(replica_step))
+    for _ in range(2):
+        run()
+    for variable, value in zip(variables, expected, strict=True):
+        np.testing.assert_allclose(variable, value, rtol=1e-6)
+
+
+def test_a_checkpoint_keeps_the_loss_scale_and_the_velocity(tmp_path):
+    def make():
+        variables = [keras.Variable(value) for value in START]
+        optimizer = distribution.scaled_for("mixed_float16", keras.optimizers.SGD(0.1, momentum=0.9))
+        optimizer.build(variables)
+        return optimizer, variables, tf.train.Checkpoint(optimizer=optimizer)
+
+    optimizer, variables, checkpoint = make()
+    distribution.apply_gradients(optimizer, [tf.constant(gradient) * 2.0**15 for gradient in MEAN_GRADIENTS], variables)
+    optimizer.dynamic_scale.assign(8.0)
+    other, _, restored = make()
+    restored.read(checkpoint.write(str(tmp_path / "state"))).assert_existing_objects_matched()
+    assert float(other.dynamic_scale) == 8.0 and int(other.step_counter) == 1 and int(other.iterations) == 1
+    for one, same in zip(optimizer.inner_optimizer.momentums, other.inner_optimizer.momentums, strict=True):
+        assert np.any(one)
+        np.testing.assert_array_equal(one, same)
+
+
+def test_xla_is_refused_on_several_replicas(mirrored):
+    distribution.check_jit_compile(True, tf.distribute.get_strategy(), "search.jit_compile")
+    distribution.check_jit_compile(False, mirrored, "search.jit_compile")
+    with pytest.raises(ConfigError, match=r"search\.jit_compile works on one device.* Received: search\.jit_compile=True on 2 replicas"):
+        distribution.check_jit_compile(True, mirrored, "search.jit_compile")

@@ -298,6 +298,21 @@ def test_a_step_is_sgd_on_the_training_loss(config, digits):
         np.testing.assert_allclose(variable.numpy(), value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("changes", [{"precision": "mixed_bfloat16"}, {"precision": "mixed_float16"}, {"jit_compile": True}])
+def test_precision_and_xla_train_nearly_alike(config, digits, tmp_path, changes):
+    other, run_dir = replace(config, train={"epochs": 1, "learning_rate": 0.01, **changes}), RunDir(tmp_path / "other")
+    run_train(other, SMALL, digits, run_dir, say=lambda line: None)
+    plain = RunDir(tmp_path / "plain")
+    run_train(replace(other, train={"precision": "float32", "jit_compile": False}), SMALL, digits, plain, say=lambda line: None)
+    (record,), (expected,) = run_dir.read_metrics("train"), plain.read_metrics("train")
+    for name in ("loss", "holdout_loss"):
+        assert record[name] == pytest.approx(expected[name], rel=0.05)
+    model = load_trained(other, SMALL, digits, run_dir)
+    assert model.compute_dtype == "float32"
+    if "precision" in changes:  # it is another arithmetic
+        assert record["loss"] != pytest.approx(expected["loss"], rel=1e-6)
+
+
 def test_a_run_gives_its_steps_the_weights_of_its_classes(config, digits, tmp_path, monkeypatch):
     class Captured(Exception):
         pass
