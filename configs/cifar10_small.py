@@ -33,8 +33,8 @@ def get_config():
     config.search.kl_weight = 0.0015
 
     config.train.channels = 16
-    config.train.cells = 8
-    config.train.epochs = 15
+    config.train.cells = 5
+    config.train.epochs = 8
     config.train.batch_size = 96
     config.train.learning_rate = 0.05
     config.train.drop_path_rate = 0.1
@@ -42,8 +42,8 @@ def get_config():
 
     config.budget.network = "cifar"
     config.budget.channels = 16
-    config.budget.cells = 8
+    config.budget.cells = 5
     config.budget.classes = 10
     config.budget.resolution = 32
-    config.budget.macs = 30e6
+    config.budget.macs = 27e6
     return config
