@@ -33,17 +33,18 @@ def get_config():
     config.search.kl_weight = 0.0015
 
     config.train.channels = 16
-    config.train.cells = 5
-    config.train.epochs = 8
+    config.train.cells = 3
+    config.train.epochs = 5
     config.train.batch_size = 96
     config.train.learning_rate = 0.05
-    config.train.drop_path_rate = 0.1
-    config.train.cutout_length = 8
+    config.train.drop_path_rate = 0.0
+    config.train.cutout_length = 0
+    config.train.auxiliary_weight = 0.0
 
     config.budget.network = "cifar"
     config.budget.channels = 16
-    config.budget.cells = 5
+    config.budget.cells = 3
     config.budget.classes = 10
     config.budget.resolution = 32
-    config.budget.macs = 27e6
+    config.budget.macs = 20e6
     return config
