@@ -15,7 +15,7 @@ from absl import flags, logging
 
 from sivdnas_tf import commands
 from sivdnas_tf.config import Config
-from sivdnas_tf.errors import ConfigError, Interrupted, NonFiniteError, StorageError, UserError, nearest
+from sivdnas_tf.errors import ConfigError, Interrupted, NonFiniteError, StorageError, UserError, WorkerLostError, nearest
 from sivdnas_tf.run_dir import RunDir, new_run_dir
 from sivdnas_tf.search_space import NETWORKS
 
@@ -307,7 +307,7 @@ def main(argv):
             print(_command_usage(name, COMMANDS[name]))
         else:
             COMMANDS[name].run(values, *rest)
-    except (UserError, NonFiniteError, StorageError, Interrupted) as error:
+    except (UserError, NonFiniteError, StorageError, WorkerLostError, Interrupted) as error:
         print(f"{_PROGRAM}: {' '.join(str(error).splitlines())}", file=sys.stderr)  # one line, whatever a path or a message holds
         return error.exit_code
     except KeyboardInterrupt:

@@ -11,9 +11,9 @@ import sys
 from sivdnas_tf.config import Config, replace
 from sivdnas_tf.data.description import read_description
 from sivdnas_tf.derive import derive, full_genotype
-from sivdnas_tf.errors import RunDirError
+from sivdnas_tf.errors import ConfigError, RunDirError
 from sivdnas_tf.profiling import costs
-from sivdnas_tf.quiet import import_tensorflow
+from sivdnas_tf.quiet import import_tensorflow, quiet
 from sivdnas_tf.run_dir import read_json, write_json
 from sivdnas_tf.zoo import registry
 
@@ -23,6 +23,11 @@ _DOWNSTREAM = {"search": ("search", "train"), "train": ("train",)}
 
 def run(config, run_dir, overwrite=False, say=print):
     """search -> derive -> train -> evaluate -> export -> report; returns nothing, prints the artifacts and the accuracy last."""
+    if config.distribution.strategy == "multi_worker":
+        raise ConfigError(
+            "run is for one process: over several workers call search and train on each of them, and derive, evaluate, export and report on "
+            "one. Received: distribution.strategy='multi_worker'"
+        )
     search(config, run_dir, overwrite, say)
     derive_genotype(run_dir, overwrite=overwrite, say=say)
     train(config, run_dir, overwrite=overwrite, say=say)
@@ -35,7 +40,7 @@ def run(config, run_dir, overwrite=False, say=print):
 def search(config, run_dir, overwrite=False, say=print):
     """Searches (images to search/posterior.npz)."""
     _check_config(config, run_dir, "search", overwrite)
-    import_tensorflow()
+    say = _start(config, say)
     from sivdnas_tf.training.search import run_search
 
     run_search(config, _datasets(config, say), run_dir, overwrite, say)
@@ -93,7 +98,7 @@ def train(config, run_dir, genotype=None, overwrite=False, say=print):
     costs.check_budget(given, config.budget)
     _check_config(config, run_dir, "train", overwrite)
     _say_converted(converted)
-    import_tensorflow()
+    say = _start(config, say)
     from sivdnas_tf.training.train import run_train
 
     run_train(config, given, _datasets(config, say), run_dir, overwrite, say)
@@ -241,6 +246,20 @@ def dry_run(config, say=print):
 def read_config(run_dir):
     """The configuration in the run directory."""
     return Config.from_dict(read_json(run_dir.file("config.json")))
+
+
+def _start(config, say):
+    """Imports TensorFlow and connects to the other workers, if any, before anything is computed; only the chief then says anything."""
+    import_tensorflow()
+    from sivdnas_tf.training.distribution import is_chief, make_strategy
+
+    with quiet():
+        strategy = make_strategy(config.distribution.strategy)
+    return say if is_chief(strategy) else _say_nothing
+
+
+def _say_nothing(line):
+    del line
 
 
 def _say_converted(lines):

@@ -10,6 +10,7 @@ import sys
 from sivdnas_tf.errors import ConfigError, nearest
 from sivdnas_tf.search_space import NETWORKS, SEARCH_SPACES
 
+STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
@@ -220,11 +221,12 @@ class DistributionConfig:
     """Devices.
 
     Attributes:
-      strategy: "none" (one device), "mirrored" (every GPU of this machine, or every logical CPU where it has none), or "auto"
-        (mirrored where there are several GPUs).
+      strategy: "none" (one device), "mirrored" (every GPU of this machine, or every logical CPU where it has none), "multi_worker" (every
+        GPU, or the CPU, of every host that TF_CONFIG names), or "auto": multi_worker where TF_CONFIG names several workers, else mirrored
+        where there are several GPUs.
     """
 
-    strategy: str = _field("auto", choices=("auto", "none", "mirrored"))
+    strategy: str = _field("auto", choices=STRATEGIES)
 
 
 @dataclasses.dataclass(frozen=True)

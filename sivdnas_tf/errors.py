@@ -49,6 +49,12 @@ class StorageError(Exception):
     exit_code = 1
 
 
+class WorkerLostError(Exception):
+    """Another process of a training over several hosts is gone: exit code 1, the last good checkpoint stays."""
+
+    exit_code = 1
+
+
 class Interrupted(Exception):
     """SIGINT or SIGTERM arrived and the state was saved: exit code 128 + signal.
 

@@ -37,6 +37,8 @@ def quiet(descriptors=(2,)):
 def import_tensorflow():
     """Imports TensorFlow and runs one operation with its start-up lines kept off the terminal.
 
+    With TF_CONFIG it runs none: a strategy over several hosts must come before any operation (`training.distribution.make_strategy`).
+
     Turns oneDNN's kernels on unless TF_ENABLE_ONEDNN_OPTS says otherwise: TensorFlow does so by itself on some processors only, and
     without them depthwise convolutions take several times as long.
     """
@@ -45,5 +47,6 @@ def import_tensorflow():
     with quiet():
         import tensorflow as tf
 
-        tf.constant(0) + 1
+        if "TF_CONFIG" not in os.environ:
+            tf.constant(0) + 1
     tf.get_logger().setLevel("ERROR")

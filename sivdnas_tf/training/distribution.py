@@ -2,36 +2,120 @@
 
 import contextlib
 import functools
+import json
+import os
+import tempfile
 
 import keras
 import tensorflow as tf
 
+from sivdnas_tf.config import STRATEGIES
 from sivdnas_tf.errors import ConfigError
+from sivdnas_tf.run_dir import RunDir, StageState
 
 
 def make_strategy(name):
     """The `tf.distribute.Strategy` of a configuration.
 
     Args:
-      name: "none" (TensorFlow's default: one device), "mirrored" (every GPU, or every logical CPU where there is no GPU), or "auto"
-        (mirrored exactly where there are several GPUs).
+      name: one of `config.STRATEGIES`: "none" (TensorFlow's default: one device), "mirrored" (every GPU, or every logical CPU where there
+        is no GPU), "multi_worker" (over the processes that TF_CONFIG names; call this before anything else uses TensorFlow), or "auto"
+        (multi_worker where TF_CONFIG names several workers, else mirrored exactly where there are several GPUs).
 
     Raises:
-      ConfigError: for any other name.
+      ConfigError: for any other name, "multi_worker" without a cluster in TF_CONFIG, or after TensorFlow was used.
     """
+    if name not in STRATEGIES:
+        raise ConfigError(f"distribution.strategy must be one of {', '.join(STRATEGIES)}. Received: {name!r}")
+    workers = _workers()
+    if name == "multi_worker" and not workers:
+        raise ConfigError(
+            "distribution.strategy multi_worker needs the cluster in TF_CONFIG: the addresses of all workers, and which of them this is. "
+            f"Received: TF_CONFIG={os.environ.get('TF_CONFIG')!r}"
+        )
+    if name == "multi_worker" or (name == "auto" and len(workers) > 1):
+        return _multi_worker_strategy()
     gpus = tf.config.list_logical_devices("GPU")
     if name == "none" or (name == "auto" and len(gpus) < 2):
         return tf.distribute.get_strategy()
-    if name in ("auto", "mirrored"):
-        devices = gpus or tf.config.list_logical_devices("CPU")
-        return _mirrored_strategy(tuple(device.name for device in devices))
-    raise ConfigError(f"distribution.strategy must be auto, none or mirrored. Received: {name!r}")
+    devices = gpus or tf.config.list_logical_devices("CPU")
+    return _mirrored_strategy(tuple(device.name for device in devices))
+
+
+def _workers():
+    """Addresses of the workers in TF_CONFIG, none where it is not set."""
+    text = os.environ.get("TF_CONFIG", "{}")
+    try:
+        cluster = json.loads(text).get("cluster", {})
+        return list(cluster.get("worker", []))
+    except (AttributeError, TypeError, ValueError):
+        raise ConfigError(
+            'TF_CONFIG must be JSON such as {"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", "index": 0}}. '
+            f"Received: {text!r}"
+        ) from None
 
 
 @functools.cache
 def _mirrored_strategy(devices):
     """The process's only one: two over the same devices number their collectives alike, and abort each other (search, then train)."""
     return tf.distribute.MirroredStrategy(list(devices))
+
+
+@functools.cache
+def _multi_worker_strategy():
+    """The process's only one: it connects to the other workers when it is made."""
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except RuntimeError as error:  # "Collective ops must be configured at program startup"
+        raise ConfigError(
+            "a strategy over several workers must be made before TensorFlow is used: call make_strategy first. "
+            f"Received: {' '.join(str(error).split())}"
+        ) from error
+
+
+def is_chief(strategy):
+    """Whether this process writes the files of a run: worker 0, or the only process."""
+    resolver = strategy.cluster_resolver
+    return resolver is None or not resolver.task_type or resolver.task_id == 0
+
+
+def wait_for_all(strategy):
+    """Returns when every worker has come here; raises `tf.errors.UnavailableError` where one is gone."""
+    if strategy.cluster_resolver is not None and len(_workers()) > 1:
+
+        @tf.function
+        def meet():
+            return strategy.run(lambda: replica_mean([tf.ones([])]))
+
+        meet()
+
+
+@contextlib.contextmanager
+def own_run_dir(run_dir, strategy):
+    """The `RunDir` that this process writes in: `run_dir` for the chief; for other workers a temporary one, which nobody reads."""
+    if is_chief(strategy):
+        yield run_dir
+        return
+    with tempfile.TemporaryDirectory(prefix="sivdnas-worker-") as directory:
+        yield RunDir(directory)
+
+
+def begin_stage(run_dir, strategy, stage, settings, overwrite=False):
+    """`RunDir.begin` by the chief, whose directory all workers see; the others wait for it and then check that theirs is the same stage.
+
+    Returns:
+      The `StageState`.
+
+    Raises:
+      RunDirError: as `RunDir.begin`.
+    """
+    if is_chief(strategy):
+        state = run_dir.begin(stage, settings, overwrite)
+        wait_for_all(strategy)
+        return state
+    wait_for_all(strategy)
+    run_dir.check_consistent(stage, settings)
+    return StageState(done=run_dir.is_done(stage), started=True)
 
 
 def check_batch_size(batch_size, strategy, field):

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from sivdnas_tf.errors import Interrupted, NonFiniteError, StorageError
+from sivdnas_tf.errors import Interrupted, NonFiniteError, StorageError, WorkerLostError
 
 # What TensorFlow raises for a checkpoint whose files are damaged or gone, and for a truncated one.
 _UNREADABLE = (tf.errors.OpError, IndexError)
@@ -82,10 +82,12 @@ class Loop:
       strategy: a `tf.distribute.Strategy`; the state's variables were made in its scope.
       checkpoint_config: a `config.CheckpointConfig`.
       say: function of a line for the user.
+      restore_from: the `RunDir` with the checkpoints to continue from, where it is not `run_dir`: the chief's, for the other workers.
     """
 
-    def __init__(self, plan, run_dir, strategy, checkpoint_config, say=print):
+    def __init__(self, plan, run_dir, strategy, checkpoint_config, say=print, restore_from=None):
         self.plan, self.run_dir, self.strategy, self.config, self.say = plan, run_dir, strategy, checkpoint_config, say
+        self._restore_from = restore_from or run_dir
         self._step = tf.Variable(0, dtype=tf.int64, trainable=False, name="loop_step")
         self._sums = tf.Variable(tf.zeros([len(plan.metric_names) + 2], tf.float64), trainable=False, name="loop_sums")
         self._checkpoint = tf.train.Checkpoint(step=self._step, sums=self._sums, **plan.state)
@@ -103,17 +105,19 @@ class Loop:
         Raises:
           NonFiniteError: where a metric of a step or of an epoch becomes NaN or infinite; the last good checkpoint stays.
           StorageError: where a file cannot be written (a full disk); the last good checkpoint stays.
+          WorkerLostError: where another worker is gone; the last good checkpoint stays.
           Interrupted: after SIGINT or SIGTERM, once the state is saved.
         """
         self._restore()
         step = int(self._step.numpy())
-        records = self.run_dir.read_metrics(self.plan.stage)[: step // self.plan.steps_per_epoch]
+        records = self._restore_from.read_metrics(self.plan.stage)[: step // self.plan.steps_per_epoch]
         with self._writing():
             writer = tf.summary.create_file_writer(str(self.run_dir.file(f"{self.plan.stage}/tensorboard")))
             writer.init()
         with _signals() as received, writer.as_default():
             for epoch in range(step // self.plan.steps_per_epoch, self.plan.epochs):
-                record = self._run_epoch(epoch, received)
+                with self._together():
+                    record = self._run_epoch(epoch, received)
                 records.append(record)
                 with self._writing():
                     writer.flush()
@@ -128,7 +132,8 @@ class Loop:
 
     def _restore(self):
         """Restores the newest checkpoint that can be read; an unreadable one is named and passed over."""
-        for path in reversed(self._manager.checkpoints):
+        checkpoints = self._checkpoints()
+        for path in reversed(checkpoints):
             try:
                 self._checkpoint.restore(path).assert_existing_objects_matched()
             except _UNREADABLE as error:
@@ -140,8 +145,30 @@ class Loop:
                 f"{self.plan.stage}: resuming at step {step}, epoch {step // self.plan.steps_per_epoch + 1} of {self.plan.epochs} ({path})"
             )
             return
-        if self._manager.checkpoints:
+        if checkpoints:
             self.say(f"{self.plan.stage}: no checkpoint can be read; starting again from the first step")
+
+    @contextlib.contextmanager
+    def _together(self):
+        """Turns what a step over several workers raises when one of them is gone into a `WorkerLostError`."""
+        try:
+            yield
+        except tf.errors.UnavailableError as error:
+            if self.strategy.cluster_resolver is None:
+                raise
+            reason = next((line for line in error.message.splitlines() if "ollective" in line), error.message.splitlines()[0])
+            kept = (self._checkpoints() or ["none yet"])[-1]
+            raise WorkerLostError(
+                f"{self.plan.stage}: another worker is gone at step {int(self._step.numpy())} ({reason[:200]}). The last good checkpoint "
+                f"stays: {kept}. Start the same command again on every worker"
+            ) from error
+
+    def _checkpoints(self):
+        """Paths of the checkpoints to continue from, oldest first."""
+        if self._restore_from is self.run_dir:
+            return self._manager.checkpoints
+        state = tf.train.get_checkpoint_state(str(self._restore_from.file(f"{self.plan.stage}/checkpoints")))
+        return list(state.all_model_checkpoint_paths) if state else []
 
     def _save(self):
         with self._writing():

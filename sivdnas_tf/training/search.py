@@ -14,7 +14,17 @@ from sivdnas_tf.models.supernet import Supernet
 from sivdnas_tf.run_dir import as_run_dir, write_json
 from sivdnas_tf.search_space import CELL_TYPES, get_search_space, plan_network
 from sivdnas_tf.training import objective, schedules
-from sivdnas_tf.training.distribution import check_batch_size, check_jit_compile, make_strategy, precision_scope, scaled_for, set_seeds
+from sivdnas_tf.training.distribution import (
+    begin_stage,
+    check_batch_size,
+    check_jit_compile,
+    is_chief,
+    make_strategy,
+    own_run_dir,
+    precision_scope,
+    scaled_for,
+    set_seeds,
+)
 from sivdnas_tf.training.loop import Loop, LoopPlan, model_state
 
 RESOLUTIONS = (8, 64)  # smallest and largest: below, a twice reduced image has one pixel; above, memory and time are not a proxy's
@@ -134,8 +144,9 @@ def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
     steps = search_steps(config, datasets)
     supernet_plan(config, datasets.image_shape, len(datasets.class_names))
     _augmentation(config).check(datasets.image_shape)
-    state = run_dir.begin("search", config.stage_settings("search"), overwrite)
-    write_json(run_dir.file("config.json"), config.to_dict())
+    state = begin_stage(run_dir, strategy, "search", config.stage_settings("search"), overwrite)
+    if is_chief(strategy):
+        write_json(run_dir.file("config.json"), config.to_dict())
     if state.done:
         say(f"search: done already ({run_dir.file('search/posterior.npz')})")
         return run_dir.read_posterior()
@@ -144,9 +155,11 @@ def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
     weights = objective.class_weights(config.data.class_weights, labels, len(datasets.class_names))
     with strategy.scope():
         supernet = build_supernet(config, datasets.image_shape, len(datasets.class_names), steps, weights)
-    Loop(_loop_plan(config, datasets, run_dir, supernet, steps), run_dir, strategy, config.checkpoint, say).run()
-    posterior = supernet.posterior(config.search.epochs)
-    run_dir.write_posterior(posterior)
+    with own_run_dir(run_dir, strategy) as own:
+        plan = _loop_plan(config, datasets, own, supernet, steps)
+        Loop(plan, own, strategy, config.checkpoint, say, restore_from=run_dir).run()
+        posterior = supernet.posterior(config.search.epochs)
+        own.write_posterior(posterior)
     return posterior
 
 

@@ -13,10 +13,13 @@ from sivdnas_tf.search_space import plan_network
 from sivdnas_tf.training import objective, schedules
 from sivdnas_tf.training.distribution import (
     apply_gradients,
+    begin_stage,
     check_batch_size,
     check_jit_compile,
+    is_chief,
     loss_scale,
     make_strategy,
+    own_run_dir,
     precision_scope,
     scaled_for,
     set_seeds,
@@ -79,20 +82,26 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     steps = steps_per_epoch(datasets.train, config.train.batch_size)
     plan = trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
     _augmentation(config).check(datasets.image_shape)
-    state = run_dir.begin("train", train_settings(config, genotype), overwrite)
-    write_json(run_dir.file("config.json"), config.to_dict())
-    if not run_dir.is_done("derive"):
-        run_dir.write_genotype(genotype)
+    state, chief = begin_stage(run_dir, strategy, "train", train_settings(config, genotype), overwrite), is_chief(strategy)
+    if chief:
+        write_json(run_dir.file("config.json"), config.to_dict())
+        if not run_dir.is_done("derive"):
+            run_dir.write_genotype(genotype)
     if state.done:
         say(f"train: done already ({run_dir.file(WEIGHTS)})")
         return
-    write_description(run_dir, datasets)
+    if chief:
+        write_description(run_dir, datasets)
     set_seeds(config.seed, config.deterministic)
     weights = objective.class_weights(config.data.class_weights, datasets.train.labels, plan.classes)
     with strategy.scope():
         trainer = Trainer(config, genotype, plan, steps, strategy, weights)
     deployed = evaluation_network(genotype, plan)
-    Loop(_loop_plan(config, datasets, run_dir, trainer, deployed, steps), run_dir, strategy, config.checkpoint, say).run()
+    with own_run_dir(run_dir, strategy) as own:
+        plan = _loop_plan(config, datasets, own, trainer, deployed, steps)
+        Loop(plan, own, strategy, config.checkpoint, say, restore_from=run_dir).run()
+    if not chief:
+        return
     if config.train.checkpoint_choice == "best":
         deployed.load_weights(run_dir.file(_BEST))
     else:
