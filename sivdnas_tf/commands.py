@@ -25,8 +25,8 @@ def run(config, run_dir, overwrite=False, say=print):
     """search -> derive -> train -> evaluate -> export -> report; returns nothing, prints the artifacts and the accuracy last."""
     if config.distribution.strategy == "multi_worker":
         raise ConfigError(
-            "run is for one process: over several workers call search and train on each of them, and derive, evaluate, export and report on "
-            "one. Received: distribution.strategy='multi_worker'"
+            "run is for one process: over several workers call search and train on each of them, and derive, evaluate, export and "
+            "report on one. Received: distribution.strategy='multi_worker'"
         )
     search(config, run_dir, overwrite, say)
     derive_genotype(run_dir, overwrite=overwrite, say=say)

@@ -112,8 +112,8 @@ def test_the_zoo_comes_back_from_the_forms_that_can_express_it(name, tmp_path):
             assert network_cost(read, **sizes).params == registry.entry(name)["counts"]["cifar"]["params"]
 
 
-def test_both_forms_express_much_of_the_zoo():
-    genotypes = [registry.load(name) for name in registry.names()]
+def test_both_forms_express_much_of_the_published_zoo():
+    genotypes = [registry.load(name) for name in registry.names() if "searched" not in registry.entry(name)]
     assert sum(as_pairs(genotype) is not None for genotype in genotypes) == 13
     assert sum(as_triples(genotype) is not None for genotype in genotypes) == 17
 

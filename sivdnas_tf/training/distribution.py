@@ -126,10 +126,15 @@ def check_batch_size(batch_size, strategy, field):
 
 
 def set_seeds(seed, deterministic):
-    """Seeds Python, NumPy and Keras (initial weights); with `deterministic`, TensorFlow uses only operations that repeat bit for bit."""
+    """Seeds Python, NumPy and Keras (initial weights); with `deterministic`, TensorFlow uses only operations that repeat bit for bit.
+
+    It then also leaves sums in the order in which they were written: its arithmetic optimizer regroups them in another way for two devices
+    of a process than for two processes, which shows in the last bits.
+    """
     keras.utils.set_random_seed(seed)
     if deterministic:
         tf.config.experimental.enable_op_determinism()
+        tf.config.optimizer.set_experimental_options({"arithmetic_optimization": False})
 
 
 @contextlib.contextmanager

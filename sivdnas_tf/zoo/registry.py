@@ -1,8 +1,11 @@
-"""The published genotypes by name, with what their papers print and what the reference networks count. Imports no TensorFlow.
+"""Genotypes by name: published ones, with what their papers print and what the reference networks count, and some that were searched here.
+
+Imports no TensorFlow.
 
 genotypes.json holds, for each name: `genotype` (schema 1), `source` (repository and file), `published` (figures of papers and
 READMEs, some in conventions that nobody can reproduce), `counts` (params, macs, macs_ptflops of the two reference networks, exact) and,
-where the authors' own network differs from those, a `note`.
+where the authors' own network differs from those, a `note`. searched.json holds the same for cells that this repository searched, with
+nothing published: `searched` says how (command, rule, the search's end), `measured` what came of a training by the same command.
 """
 
 import copy
@@ -18,17 +21,19 @@ from sivdnas_tf.genotype import Genotype
 
 @functools.cache
 def _architectures():
-    text = importlib.resources.files("sivdnas_tf.zoo").joinpath("genotypes.json").read_text(encoding="utf-8")
-    return json.loads(text)["architectures"]
+    directory, found = importlib.resources.files("sivdnas_tf.zoo"), {}
+    for file in ("genotypes.json", "searched.json"):
+        found |= json.loads(directory.joinpath(file).read_text(encoding="utf-8"))["architectures"]
+    return found
 
 
 def names():
-    """Names of all published genotypes, in the order of the file."""
+    """Names of all genotypes, in the order of the files: published ones first."""
     return tuple(_architectures())
 
 
 def entry(name):
-    """The entry `name`: a dict with genotype, source, published, counts and perhaps note, the caller's own copy.
+    """The entry `name`: a dict with genotype, source, published, counts and perhaps note, searched, measured; the caller's own copy.
 
     Raises:
       GenotypeError: for an unknown name, naming the nearest.
@@ -40,7 +45,7 @@ def entry(name):
 
 @functools.cache
 def load(name):
-    """The published `Genotype` called `name`; raises `GenotypeError` for an unknown name."""
+    """The `Genotype` called `name`; raises `GenotypeError` for an unknown name."""
     return Genotype.from_dict(entry(name)["genotype"])
 
 

@@ -127,6 +127,7 @@ def test_a_batch_must_divide_evenly_among_the_replicas(mirrored):
 def test_seeds_fix_python_numpy_and_initial_weights(deterministic, monkeypatch):
     calls = []  # not for real: it cannot be switched off again for the tests that follow
     monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: calls.append("determinism"))
+    monkeypatch.setattr(tf.config.optimizer, "set_experimental_options", calls.append)
 
     def drawn(seed):
         distribution.set_seeds(seed, deterministic)
@@ -139,7 +140,7 @@ def test_seeds_fix_python_numpy_and_initial_weights(deterministic, monkeypatch):
 
     assert drawn(1) == drawn(1)
     assert all(first != other for first, other in zip(drawn(1), drawn(2), strict=True))
-    assert calls == ["determinism"] * 4 * deterministic
+    assert calls == ["determinism", {"arithmetic_optimization": False}] * 4 * deterministic
 
 
 # Precision and XLA.

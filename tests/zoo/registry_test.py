@@ -1,27 +1,55 @@
+import dataclasses
+import importlib.util
 import json
+import pathlib
 
 import pytest
 
+from sivdnas_tf.config import Config
 from sivdnas_tf.errors import GenotypeError
 from sivdnas_tf.genotype import Genotype
+from sivdnas_tf.profiling.costs import deployed_cost
 from sivdnas_tf.zoo import registry
 
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 
-def test_names_are_those_of_the_published_cells():
-    assert len(registry.names()) == 19
+SEARCHED = tuple(name for name in registry.names() if "searched" in registry.entry(name))
+
+
+def test_names_are_those_of_the_published_cells_and_then_of_our_own():
+    assert len(registry.names()) == 19 + len(SEARCHED) and registry.names()[19:] == SEARCHED
+    assert tuple(f"SI_VDNAS_cifar10_small_{seed}" for seed in range(3)) == SEARCHED
     assert {"DARTS_V1", "DARTS_V2", "PDARTS", "PC_DARTS_cifar", "FairDARTS_b", "DCO_EDGE_BS_64"} <= set(registry.names())
 
 
 @pytest.mark.parametrize("name", registry.names())
 def test_every_entry_is_complete_and_valid(name):
     entry = registry.entry(name)
-    assert set(entry) - {"note"} == {"genotype", "source", "published", "counts"}
+    assert set(entry) - {"note", "searched", "measured"} == {"genotype", "source", "published", "counts"}
     assert entry["genotype"]["name"] == name
     assert Genotype.from_dict(entry["genotype"]) == registry.load(name)
     assert registry.load(name).to_dict() == entry["genotype"]
     for network in ("cifar", "imagenet"):
         counts = entry["counts"][network]
         assert 0 < counts["params"] < counts["macs"] < counts["macs_ptflops"]
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_what_was_searched_here_says_how_and_is_within_the_budget_of_its_configuration(name):
+    entry = registry.entry(name)
+    searched = entry["searched"]
+    assert searched["command"].startswith("python -m sivdnas_tf run --config=configs/cifar10_small.py")
+    assert searched["command"].endswith(f"--config.seed={name[-1]}") and searched["rule"] == "budget"
+    spec = importlib.util.spec_from_file_location("cifar10_small", CONFIGS / "cifar10_small.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    budget = Config.from_dict(module.get_config().to_dict()).budget
+    cost = dataclasses.asdict(deployed_cost(registry.load(name), budget))
+    assert cost["macs"] <= budget.macs < searched["mode_macs"]
+    measured = entry.get("measured")  # a later training adds it
+    if measured:
+        assert measured["split"] == "test" and 0.1 < measured["top1"] < 1.0 and measured["images"] == 10_000
+        assert cost.items() <= measured.items()
 
 
 def test_architectures_are_different():

@@ -1,0 +1,70 @@
+"""Twenty bilevel steps of a tiny supernet, in a process of its own: what distribution_test compares.
+
+    python bilevel_steps.py OUTPUT STRATEGY DEVICES REPEATS
+
+STRATEGY is that of the configuration, DEVICES the number of logical CPUs; every batch holds its images REPEATS times, one time after the
+other, so that two replicas may be given the images that one is given. The chief writes all variables and losses to OUTPUT (.npz).
+"""
+
+import sys
+
+import tensorflow as tf
+
+STEPS, BATCH = 20, 8
+
+
+def main():
+    """Makes the steps and writes the result."""
+    output, strategy_name, devices, repeats = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
+    tf.config.threading.set_intra_op_parallelism_threads(1)  # how a sum is split among threads decides its last bits
+    from sivdnas_tf.training.distribution import is_chief, make_strategy, set_seeds
+
+    strategy = make_strategy(strategy_name)
+    set_seeds(0, deterministic=True)
+    import keras
+    import numpy as np
+
+    from sivdnas_tf.models.supernet import Supernet
+    from sivdnas_tf.search_space import SearchSpace, plan_network
+
+    space = SearchSpace("tiny", ("max_pool_3x3", "skip_connect", "sep_conv_3x3"), n_nodes=2)
+    plan = plan_network("cifar", channels=4, cells=3, classes=3, resolution=8, image_channels=1, multipliers=(2, 2))
+    with strategy.scope():
+        network = Supernet(space, plan, mixing="average", initial_log_dropout_rate=-1.0)
+        network.compile(
+            keras.optimizers.SGD(0.05, momentum=0.9),
+            keras.optimizers.Adam(0.01, 0.5, 0.999),
+            kl_weight=0.05,
+            weight_decay=3e-4,
+            architecture_weight_decay=1e-3,
+            gradient_clip_norm=0.5,
+        )
+    generator = np.random.default_rng(0)
+
+    def half():
+        images = generator.normal(size=(STEPS, BATCH, 8, 8, 1)).astype(np.float32)
+        labels = generator.integers(0, 3, (STEPS, BATCH)).astype(np.int32)
+        return np.tile(images, (1, repeats, 1, 1, 1)), np.tile(labels, (1, repeats))
+
+    batches = tf.data.Dataset.from_tensor_slices((half(), half()))
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    batches = strategy.experimental_distribute_dataset(batches.with_options(options))
+
+    @tf.function(autograph=False)
+    def step(batch):
+        logs = strategy.run(network.bilevel_step, args=(batch,))
+        return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None) for name, value in logs.items()}
+
+    losses = [[float(value) for _, value in sorted(step(batch).items())] for batch in batches]
+    optimizers = (network.weight_optimizer, network.architecture_optimizer)
+    arrays = {variable.path: variable.numpy() for variable in network.variables}
+    arrays |= {f"{number}/{variable.path}": variable.numpy() for number, each in enumerate(optimizers) for variable in each.variables}
+    if is_chief(strategy):
+        np.savez(output, logs=np.array(losses), **{name.replace("/", "|"): value for name, value in arrays.items()})
+
+
+if __name__ == "__main__":
+    main()
