@@ -1,4 +1,4 @@
-"""Twenty bilevel steps of a tiny supernet, in a process of its own: what distribution_test compares.
+"""Twenty bilevel steps of a tiny supernet, in a process of its own: what workers_test compares.
 
     python bilevel_steps.py OUTPUT STRATEGY DEVICES REPEATS
 
