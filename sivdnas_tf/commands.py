@@ -8,7 +8,7 @@ import json
 import os
 import sys
 
-from sivdnas_tf.config import Config, replace
+from sivdnas_tf.config import Config, cluster_workers, replace
 from sivdnas_tf.data.description import read_description
 from sivdnas_tf.derive import derive, full_genotype
 from sivdnas_tf.errors import ConfigError, RunDirError
@@ -23,10 +23,11 @@ _DOWNSTREAM = {"search": ("search", "train"), "train": ("train",)}
 
 def run(config, run_dir, overwrite=False, say=print):
     """search -> derive -> train -> evaluate -> export -> report; returns nothing, prints the artifacts and the accuracy last."""
-    if config.distribution.strategy == "multi_worker":
+    strategy = config.distribution.strategy
+    if strategy == "multi_worker" or (strategy == "auto" and len(cluster_workers()) > 1):
         raise ConfigError(
             "run is for one process: over several workers call search and train on each of them, and derive, evaluate, export and "
-            "report on one. Received: distribution.strategy='multi_worker'"
+            f"report on one. Received: distribution.strategy={strategy!r}, workers={cluster_workers()}"
         )
     search(config, run_dir, overwrite, say)
     derive_genotype(run_dir, overwrite=overwrite, say=say)

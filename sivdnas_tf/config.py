@@ -5,6 +5,8 @@ field, a value of the wrong type or out of range is a `ConfigError` that names t
 """
 
 import dataclasses
+import json
+import os
 import sys
 
 from sivdnas_tf.errors import ConfigError, nearest
@@ -288,6 +290,30 @@ def replace(config, **sections):
         both = isinstance(value, dict) and isinstance(values.get(name), dict)
         values[name] = {**values[name], **value} if both else value
     return Config.from_dict(values)
+
+
+def cluster_workers():
+    """Addresses of the workers that TF_CONFIG names, none where it is not set.
+
+    Raises:
+      ConfigError: where it is not a cluster of workers alone with the number of one of them.
+    """
+    text = os.environ.get("TF_CONFIG", "")
+    if not text:
+        return []
+    try:
+        values = json.loads(text)
+        cluster, task = values.get("cluster", {}), values.get("task", {})
+        workers = list(cluster.get("worker", []))
+        valid = set(cluster) <= {"worker"} and (not workers or (task.get("type") == "worker" and task.get("index") in range(len(workers))))
+    except (AttributeError, TypeError, ValueError):
+        valid = False
+    if not valid:
+        raise ConfigError(
+            'TF_CONFIG must be such as {"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", "index": 0}}: workers '
+            f"alone, and which of them this is. Received: {text!r}"
+        )
+    return workers
 
 
 def _build(cls, values, path):

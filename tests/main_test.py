@@ -11,7 +11,7 @@ from sivdnas_tf import commands
 from sivdnas_tf.errors import AgreementError, Interrupted, NonFiniteError
 from sivdnas_tf.zoo import registry
 
-ZOO = registry.names()
+ZOO = registry.names()[:19]  # the published ones
 
 
 # A run that was made with other settings.

@@ -51,6 +51,7 @@ class DepthwiseConv2D(keras.layers.DepthwiseConv2D):
     def call(self, inputs, training=None):
         """As Keras' layer. `training` changes no value, only how gradients are computed: other graphs get the plain operation."""
         plain = (self.strides, self.padding, self.dilation_rate, self.data_format) == ((1, 1), "same", (1, 1), "channels_last")
+        plain = plain and self.depth_multiplier == 1 and not self.use_bias and self.activation is keras.activations.linear
         if training and plain and self.kernel_size == (5, 5) and not tf.config.list_logical_devices("GPU"):
             # Identities, so that within a `tf.cond` the gradient finds tensors of the branch and not of the graph around it.
             return _depthwise_5x5(tf.identity(inputs), tf.identity(tf.cast(self.kernel, inputs.dtype)))

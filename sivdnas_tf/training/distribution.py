@@ -2,14 +2,13 @@
 
 import contextlib
 import functools
-import json
 import os
 import tempfile
 
 import keras
 import tensorflow as tf
 
-from sivdnas_tf.config import STRATEGIES
+from sivdnas_tf.config import STRATEGIES, cluster_workers
 from sivdnas_tf.errors import ConfigError
 from sivdnas_tf.run_dir import RunDir, StageState
 
@@ -23,11 +22,11 @@ def make_strategy(name):
         (multi_worker where TF_CONFIG names several workers, else mirrored exactly where there are several GPUs).
 
     Raises:
-      ConfigError: for any other name, "multi_worker" without a cluster in TF_CONFIG, or after TensorFlow was used.
+      ConfigError: for any other name, a wrong TF_CONFIG, "multi_worker" without one, or after TensorFlow was used.
     """
     if name not in STRATEGIES:
         raise ConfigError(f"distribution.strategy must be one of {', '.join(STRATEGIES)}. Received: {name!r}")
-    workers = _workers()
+    workers = cluster_workers()
     if name == "multi_worker" and not workers:
         raise ConfigError(
             "distribution.strategy multi_worker needs the cluster in TF_CONFIG: the addresses of all workers, and which of them this is. "
@@ -40,19 +39,6 @@ def make_strategy(name):
         return tf.distribute.get_strategy()
     devices = gpus or tf.config.list_logical_devices("CPU")
     return _mirrored_strategy(tuple(device.name for device in devices))
-
-
-def _workers():
-    """Addresses of the workers in TF_CONFIG, none where it is not set."""
-    text = os.environ.get("TF_CONFIG", "{}")
-    try:
-        cluster = json.loads(text).get("cluster", {})
-        return list(cluster.get("worker", []))
-    except (AttributeError, TypeError, ValueError):
-        raise ConfigError(
-            'TF_CONFIG must be JSON such as {"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", "index": 0}}. '
-            f"Received: {text!r}"
-        ) from None
 
 
 @functools.cache
@@ -81,7 +67,7 @@ def is_chief(strategy):
 
 def wait_for_all(strategy):
     """Returns when every worker has come here; raises `tf.errors.UnavailableError` where one is gone."""
-    if strategy.cluster_resolver is not None and len(_workers()) > 1:
+    if strategy.cluster_resolver is not None and len(cluster_workers()) > 1:
 
         @tf.function
         def meet():

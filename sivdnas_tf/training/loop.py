@@ -184,7 +184,11 @@ class Loop:
             for path in pathlib.Path(self._manager.directory).glob("ckpt-*_temp"):
                 shutil.rmtree(path, ignore_errors=True)
             # TensorFlow's message goes "{{node}} path; reason [Op:name]".
-            reason = error.strerror if isinstance(error, OSError) else error.message.splitlines()[0].split("; ")[-1].split(" [Op:")[0]
+            reason = (
+                error.strerror or str(error)
+                if isinstance(error, OSError)
+                else error.message.splitlines()[0].split("; ")[-1].split(" [Op:")[0]
+            )
             kept = self._manager.latest_checkpoint or "none yet"
             raise StorageError(
                 f"{self.plan.stage}: writing in {self.run_dir.path} failed at step {int(self._step.numpy())}: {reason}. The last good "

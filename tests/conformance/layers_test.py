@@ -40,6 +40,7 @@ CASES = {
     "batch statistics, affine": Case(lambda: blocks.BatchStatisticsNormalization(affine=True), trainable=2),
     "batch": Case(lambda: blocks.BatchNormalization(), trainable=2, non_trainable=2),
     "batch, no affine": Case(lambda: blocks.BatchNormalization(center=False, scale=False), non_trainable=2),
+    "depthwise": Case(lambda: blocks.DepthwiseConv2D(5, padding="same", use_bias=False), trainable=1),
     "subsample": Case(lambda: blocks.Subsample(offset=1), shape=(7, 7, 4)),
     "relu-conv-bn": Case(lambda: blocks.ReLUConvBN(6), trainable=3, non_trainable=2),
     "relu-conv-bn, search": Case(lambda: blocks.ReLUConvBN(6, normalization="batch_statistics"), trainable=1),

@@ -112,8 +112,30 @@ def test_two_stages_in_one_process_get_the_same_strategy(mirrored):
 
 @pytest.mark.parametrize("name", ["multiworker", "", None])
 def test_an_unknown_strategy_is_refused(name):
-    with pytest.raises(ConfigError, match=r"strategy must be auto, none or mirrored\. Received: "):
+    with pytest.raises(ConfigError, match=r"strategy must be one of auto, none, mirrored, multi_worker\. Received: "):
         distribution.make_strategy(name)
+
+
+BAD_CLUSTERS = {
+    "no JSON": "{",
+    "no object": "[1]",
+    "no task": '{"cluster": {"worker": ["a:1", "b:1"]}}',
+    "no such worker": '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}',
+    "another job": '{"cluster": {"chief": ["a:1"], "worker": ["b:1"]}, "task": {"type": "worker", "index": 0}}',
+}
+
+
+@pytest.mark.parametrize("name", BAD_CLUSTERS)
+def test_a_wrong_cluster_is_refused(name, monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", BAD_CLUSTERS[name])
+    with pytest.raises(ConfigError, match=r"TF_CONFIG must be such as .* Received: '"):
+        distribution.make_strategy("auto")
+
+
+def test_several_workers_need_a_cluster(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    with pytest.raises(ConfigError, match=r"multi_worker needs the cluster in TF_CONFIG.* Received: TF_CONFIG=None"):
+        distribution.make_strategy("multi_worker")
 
 
 def test_a_batch_must_divide_evenly_among_the_replicas(mirrored):
