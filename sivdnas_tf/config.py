@@ -310,8 +310,8 @@ def cluster_workers():
         valid = False
     if not valid:
         raise ConfigError(
-            'TF_CONFIG must be such as {"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", "index": 0}}: workers '
-            f"alone, and which of them this is. Received: {text!r}"
+            'TF_CONFIG must be such as {"cluster": {"worker": ["host:port", "host:port"]}, "task": {"type": "worker", "index": 0}}: '
+            f"workers alone, and which of them this is. Received: {text!r}"
         )
     return workers
 
