@@ -163,7 +163,7 @@ def test_a_file_does_not_see_what_the_file_before_it_defined(refusal, call, work
         ("--config.search.warmup_epochs=3", "search.warmup_epochs must be less than search.epochs"),
         ("--config.search=3", "is not a dict"),
         ("--config.export.formats=onxx", "config.export.formats. Did you mean 'onnx'?"),
-        ("--config.distribution.strategy=tpu", "Expected one of auto, none, mirrored. Received: 'tpu'"),
+        ("--config.distribution.strategy=tpu", "Expected one of auto, none, mirrored, multi_worker. Received: 'tpu'"),
     ],
 )
 def test_an_override_that_is_wrong(refusal, workdir, tiny_config, override, expected):
