@@ -1,4 +1,4 @@
-"""The filter gradient of 5x5 depthwise convolutions: TensorFlow's kernel beside that of `layers.blocks.DepthwiseConv2D`.
+"""The filter gradient of 5x5 depthwise convolutions: TensorFlow's kernel beside that of `layers.depthwise`.
 
 One JSON line a shape:
 

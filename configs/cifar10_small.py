@@ -8,9 +8,8 @@ search took 22.5 minutes, its sampled networks rose from 0.44 to 0.50 on the arc
 cells and 16 channels has 89,210 params and 19,778,048 macs; trained for 5 epochs (44.6 minutes) it got 0.7520 on the 10,000 test images.
 BUILD.md has three seeds of the search; the cells are `SI_VDNAS_cifar10_small_0` to `_2` of the zoo.
 
-What made the search work: mixing as an average, so that the supernet starts with small logits; four epochs before the architecture moves;
-and a kl_weight at which the loss, too, has a say in the dropout rates. With 0.02 and 5 cells all rates rose together, faster than the
-operations with weights learnt, and max pools were left.
+Mixing is an average, so that the supernet starts with small logits; four epochs pass before the architecture moves; kl_weight is small
+enough for the loss, too, to have a say in the dropout rates.
 """
 
 import ml_collections

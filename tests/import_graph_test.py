@@ -19,6 +19,7 @@ LAYERS = {
         "variational.distributions",
         "variational.kl",
         "layers.blocks",
+        "layers.depthwise",
         "profiling.costs",
         "data.augment",
         "data.collect",

@@ -318,11 +318,7 @@ def evaluation_batches(split, batch_size, *, mean, std):
 def _mapped_batches(order, batch_size, load, drop_remainder):
     # `load` captures the split's tensors: captured eager tensors are inputs of the map, not constants copied into its graph.
     dataset = tf.data.Dataset.from_tensor_slices(order.astype(np.int64)).batch(batch_size, drop_remainder=drop_remainder)
-    dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
-    # Over several hosts every one makes the same batches and takes its share of each.
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    return dataset.with_options(options)
+    return dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).prefetch(tf.data.AUTOTUNE)
 
 
 def _checked_arrays(name, images, labels, class_names):

@@ -40,7 +40,7 @@ def preprocessing(cell_plan, normalization, name):
 class StackedOperations(keras.layers.Layer):
     """The weights of the candidate operations of several edges alike, each tensor stacked over the edges.
 
-    A variable an edge instead would make 1,500 of them in a supernet of full size, and each costs the optimizer a dozen graph nodes.
+    Twelve variables an edge instead would be 1,344 in the eight cells of full size, and each costs the optimizer a dozen graph nodes.
 
     Args:
       mixed: the `MixedOperation` that computes these edges.

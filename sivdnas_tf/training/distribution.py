@@ -9,7 +9,7 @@ import keras
 import tensorflow as tf
 
 from sivdnas_tf.config import STRATEGIES, cluster_workers
-from sivdnas_tf.errors import ConfigError
+from sivdnas_tf.errors import ConfigError, WorkerLostError
 from sivdnas_tf.run_dir import RunDir, StageState
 
 
@@ -59,6 +59,36 @@ def _multi_worker_strategy():
         ) from error
 
 
+def distributed(strategy, batches):
+    """`batches`, of which every replica gets its share; over several hosts each makes the same batches and takes its part of them."""
+    if strategy.num_replicas_in_sync == 1:
+        return batches
+    options = tf.data.Options()
+    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+    return strategy.experimental_distribute_dataset(batches.with_options(options))
+
+
+@contextlib.contextmanager
+def workers_together(stage, strategy, state=lambda: ""):
+    """Turns what TensorFlow raises when another worker is gone into a `WorkerLostError`.
+
+    Args:
+      stage: for the message.
+      strategy: the `tf.distribute.Strategy`; on a single host nothing is changed.
+      state: function to what the message says of where the stage is and what is kept.
+    """
+    try:
+        yield
+    except tf.errors.UnavailableError as error:
+        if len(cluster_workers()) < 2 or strategy.cluster_resolver is None:
+            raise
+        lines = error.message.splitlines()
+        reason = next((line for line in lines if "ollective" in line), lines[0])[:200]
+        raise WorkerLostError(
+            f"{stage}: another worker is gone{state()} ({reason}). Start the same command again on every worker"
+        ) from error
+
+
 def is_chief(strategy):
     """Whether this process writes the files of a run: worker 0, or the only process."""
     resolver = strategy.cluster_resolver
@@ -94,12 +124,15 @@ def begin_stage(run_dir, strategy, stage, settings, overwrite=False):
 
     Raises:
       RunDirError: as `RunDir.begin`.
+      WorkerLostError: where a worker is gone before all have come here, one that refused say.
     """
     if is_chief(strategy):
         state = run_dir.begin(stage, settings, overwrite)
-        wait_for_all(strategy)
+        with workers_together(stage, strategy):
+            wait_for_all(strategy)
         return state
-    wait_for_all(strategy)
+    with workers_together(stage, strategy):
+        wait_for_all(strategy)
     run_dir.check_consistent(stage, settings)
     return StageState(done=run_dir.is_done(stage), started=True)
 

@@ -19,7 +19,8 @@ import numpy as np
 import tensorflow as tf
 import tqdm
 
-from sivdnas_tf.errors import Interrupted, NonFiniteError, StorageError, WorkerLostError
+from sivdnas_tf.errors import Interrupted, NonFiniteError, StorageError
+from sivdnas_tf.training.distribution import distributed, workers_together
 
 # What TensorFlow raises for a checkpoint whose files are damaged or gone, and for a truncated one.
 _UNREADABLE = (tf.errors.OpError, IndexError)
@@ -116,7 +117,7 @@ class Loop:
             writer.init()
         with _signals() as received, writer.as_default():
             for epoch in range(step // self.plan.steps_per_epoch, self.plan.epochs):
-                with self._together():
+                with workers_together(self.plan.stage, self.strategy, self._where):
                     record = self._run_epoch(epoch, received)
                 records.append(record)
                 with self._writing():
@@ -148,20 +149,9 @@ class Loop:
         if checkpoints:
             self.say(f"{self.plan.stage}: no checkpoint can be read; starting again from the first step")
 
-    @contextlib.contextmanager
-    def _together(self):
-        """Turns what a step over several workers raises when one of them is gone into a `WorkerLostError`."""
-        try:
-            yield
-        except tf.errors.UnavailableError as error:
-            if self.strategy.cluster_resolver is None:
-                raise
-            reason = next((line for line in error.message.splitlines() if "ollective" in line), error.message.splitlines()[0])
-            kept = (self._checkpoints() or ["none yet"])[-1]
-            raise WorkerLostError(
-                f"{self.plan.stage}: another worker is gone at step {int(self._step.numpy())} ({reason[:200]}). The last good checkpoint "
-                f"stays: {kept}. Start the same command again on every worker"
-            ) from error
+    def _where(self):
+        kept = (self._checkpoints() or ["none yet"])[-1]
+        return f" at step {int(self._step.numpy())}; the last good checkpoint stays, {kept}"
 
     def _checkpoints(self):
         """Paths of the checkpoints to continue from, oldest first."""
@@ -189,7 +179,7 @@ class Loop:
                 if isinstance(error, OSError)
                 else error.message.splitlines()[0].split("; ")[-1].split(" [Op:")[0]
             )
-            kept = self._manager.latest_checkpoint or "none yet"
+            kept = (self._checkpoints() or ["none yet"])[-1]
             raise StorageError(
                 f"{self.plan.stage}: writing in {self.run_dir.path} failed at step {int(self._step.numpy())}: {reason}. The last good "
                 f"checkpoint stays: {kept}. Make room there; the same command continues"
@@ -200,9 +190,7 @@ class Loop:
         skip = int(self._step.numpy()) - epoch * plan.steps_per_epoch
         plan.on_epoch_begin(epoch)
         step_function = self._compiled(plan.step(epoch))
-        batches = plan.batches(epoch, skip)
-        if self.strategy.num_replicas_in_sync > 1:
-            batches = self.strategy.experimental_distribute_dataset(batches)
+        batches = distributed(self.strategy, plan.batches(epoch, skip))
         sums, started = self._sums.numpy() if skip else np.zeros(self._sums.shape), time.monotonic()
         seconds_before, seen = sums[-1], {}
         with self._progress(epoch, skip) as progress:
@@ -249,7 +237,7 @@ class Loop:
     def _check_finite(self, seen, step):
         for name, value in seen.items():
             if not math.isfinite(value):
-                kept = self._manager.latest_checkpoint or "none yet"
+                kept = (self._checkpoints() or ["none yet"])[-1]
                 raise NonFiniteError(
                     f"{self.plan.stage}: {name} became {value} at step {step} (epoch {step // self.plan.steps_per_epoch + 1}). "
                     f"The last good checkpoint stays: {kept}. Try {self.plan.advice}"
@@ -266,10 +254,11 @@ class Loop:
     def _stop_if(self, received):
         if received:
             number = received[0]
+            saved = "state saved" if self._restore_from is self.run_dir else "worker 0 keeps the state"
             raise Interrupted(
                 number,
-                f"{self.plan.stage}: {signal.Signals(number).name} received, state saved at step {int(self._step.numpy())} in "
-                f"{self.run_dir.path}: the same command continues",
+                f"{self.plan.stage}: {signal.Signals(number).name} received, {saved} at step {int(self._step.numpy())} in "
+                f"{self._restore_from.path}: the same command continues",
             )
 
     def _record(self, epoch, sums, seen):

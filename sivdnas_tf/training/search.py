@@ -24,6 +24,7 @@ from sivdnas_tf.training.distribution import (
     precision_scope,
     scaled_for,
     set_seeds,
+    workers_together,
 )
 from sivdnas_tf.training.loop import Loop, LoopPlan, model_state
 
@@ -153,7 +154,7 @@ def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
     set_seeds(config.seed, config.deterministic)
     labels = np.concatenate([datasets.weights.labels, datasets.architecture.labels])
     weights = objective.class_weights(config.data.class_weights, labels, len(datasets.class_names))
-    with strategy.scope():
+    with workers_together("search", strategy), strategy.scope():
         supernet = build_supernet(config, datasets.image_shape, len(datasets.class_names), steps, weights)
     with own_run_dir(run_dir, strategy) as own:
         plan = _loop_plan(config, datasets, own, supernet, steps)

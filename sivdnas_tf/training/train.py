@@ -23,6 +23,7 @@ from sivdnas_tf.training.distribution import (
     precision_scope,
     scaled_for,
     set_seeds,
+    workers_together,
 )
 from sivdnas_tf.training.evaluate import measure
 from sivdnas_tf.training.hypergradient import first_order
@@ -94,7 +95,7 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
         write_description(run_dir, datasets)
     set_seeds(config.seed, config.deterministic)
     weights = objective.class_weights(config.data.class_weights, datasets.train.labels, plan.classes)
-    with strategy.scope():
+    with workers_together("train", strategy), strategy.scope():
         trainer = Trainer(config, genotype, plan, steps, strategy, weights)
     deployed = evaluation_network(genotype, plan)
     with own_run_dir(run_dir, strategy) as own:
@@ -205,6 +206,9 @@ def copy_weights(source, target):
 
 def _save_weights(model, path):
     with atomic_path(path) as temporary:
+        # On a full disk HDF5 fails without an errno, or crashes: what it will need is written first, which raises an ordinary OSError.
+        needed = sum(variable.numpy().nbytes for variable in model.variables) + 4096 * len(model.variables)
+        temporary.write_bytes(bytes(needed))
         model.save_weights(temporary, overwrite=True)
 
 

@@ -6,6 +6,7 @@ STRATEGY is that of the configuration, DEVICES the number of logical CPUs; every
 other, so that two replicas may be given the images that one is given. The chief writes all variables and losses to OUTPUT (.npz).
 """
 
+import pathlib
 import sys
 
 import tensorflow as tf
@@ -19,28 +20,22 @@ def main():
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * devices)
     tf.config.threading.set_intra_op_parallelism_threads(1)  # how a sum is split among threads decides its last bits
-    from sivdnas_tf.training.distribution import is_chief, make_strategy, set_seeds
+    from sivdnas_tf.training.distribution import distributed, is_chief, make_strategy, set_seeds
 
     strategy = make_strategy(strategy_name)
     set_seeds(0, deterministic=True)
-    import keras
     import numpy as np
 
     from sivdnas_tf.models.supernet import Supernet
-    from sivdnas_tf.search_space import SearchSpace, plan_network
+    from sivdnas_tf.search_space import plan_network
 
-    space = SearchSpace("tiny", ("max_pool_3x3", "skip_connect", "sep_conv_3x3"), n_nodes=2)
+    sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "models"))
+    from tiny import TINY, compiled
+
     plan = plan_network("cifar", channels=4, cells=3, classes=3, resolution=8, image_channels=1, multipliers=(2, 2))
     with strategy.scope():
-        network = Supernet(space, plan, mixing="average", initial_log_dropout_rate=-1.0)
-        network.compile(
-            keras.optimizers.SGD(0.05, momentum=0.9),
-            keras.optimizers.Adam(0.01, 0.5, 0.999),
-            kl_weight=0.05,
-            weight_decay=3e-4,
-            architecture_weight_decay=1e-3,
-            gradient_clip_norm=0.5,
-        )
+        network = Supernet(TINY, plan, mixing="average", initial_log_dropout_rate=-1.0)
+        compiled(network, weight_rate=0.05)
     generator = np.random.default_rng(0)
 
     def half():
@@ -48,10 +43,7 @@ def main():
         labels = generator.integers(0, 3, (STEPS, BATCH)).astype(np.int32)
         return np.tile(images, (1, repeats, 1, 1, 1)), np.tile(labels, (1, repeats))
 
-    batches = tf.data.Dataset.from_tensor_slices((half(), half()))
-    options = tf.data.Options()
-    options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-    batches = strategy.experimental_distribute_dataset(batches.with_options(options))
+    batches = distributed(strategy, tf.data.Dataset.from_tensor_slices((half(), half())))
 
     @tf.function(autograph=False)
     def step(batch):

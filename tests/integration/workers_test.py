@@ -106,7 +106,9 @@ def test_a_worker_that_is_killed_ends_the_others_in_a_clear_line_and_the_same_co
     assert time.monotonic() - begin < 60
     assert left.returncode == 1
     line = errors.splitlines()[-1]
-    assert re.search(r"sivdnas_tf: train: another worker is gone at step \d+ \(.*\)\. The last good checkpoint stays: .*ckpt-\d+\. ", line)
+    assert re.search(
+        r"sivdnas_tf: train: another worker is gone at step \d+; the last good checkpoint stays, .*ckpt-\d+ \(.*\)\. Start ", line
+    )
     assert "Traceback" not in errors
     killed.communicate()
     # Shorter, so that the test ends: what was recorded of the stage is changed with it.

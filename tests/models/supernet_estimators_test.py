@@ -86,12 +86,11 @@ def test_relaxed_gates_pass_gradient_to_every_rate_and_weights_see_the_rounded_o
     soft = network.differentiable(draw, 0)
     for cell_type in CELL_TYPES:
         np.testing.assert_array_equal(tf.round(soft[cell_type].operations.gate), draw[cell_type].operations.gate)
+    expected = float(network.kl_divergence(soft))
     gradients, logs = rate_gradients(network)
     assert all((gradient != 0.0).all() for gradient in gradients)
-    expected = network.kl_divergence(soft)  # after the update of the rates: so only near the one that the step saw
-    assert np.isfinite(logs["kl"]) and np.isfinite(expected)
-    own = Supernet(TINY, PLAN).draw(0)
-    assert set(own) == set(draw)
+    assert float(logs["kl"]) == pytest.approx(expected, rel=1e-4)
+    assert expected != pytest.approx(float(supernet().kl_divergence(draw)), rel=1e-2)
 
 
 # Noise.

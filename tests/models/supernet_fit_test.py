@@ -4,24 +4,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tiny import BATCH, TINY, assert_same, differ, reset, values
+from tiny import BATCH, TINY, assert_same, compiled, differ, reset, values
 
 from sivdnas_tf.models.supernet import Supernet
 from sivdnas_tf.search_space import SearchSpace, plan_network
 from sivdnas_tf.training.distribution import make_strategy
-
-
-def compiled_for_fit(network):
-    network.compile(
-        keras.optimizers.SGD(0.1, momentum=0.9),
-        keras.optimizers.Adam(0.01, 0.5, 0.999),
-        kl_weight=0.05,
-        weight_decay=3e-4,
-        architecture_weight_decay=1e-3,
-        gradient_clip_norm=0.5,
-    )
-    return network
-
 
 # `fit` compiles a step into one graph, which takes several times as long as tracing the edges alone: a single node here.
 ONE_NODE = SearchSpace("one node", TINY.primitives, n_nodes=1)
@@ -31,7 +18,7 @@ ONE_NODE_PLAN = plan_network("cifar", channels=4, cells=3, classes=3, resolution
 def fitted(strategy, batches, initial):
     """A supernet after an epoch of `fit` from `initial`, and the epoch's logs."""
     with strategy.scope():
-        network = compiled_for_fit(reset(Supernet(ONE_NODE, ONE_NODE_PLAN), initial))
+        network = compiled(reset(Supernet(ONE_NODE, ONE_NODE_PLAN), initial))
     history = network.fit(batches, verbose=0, shuffle=False)
     return network, {name: losses[-1] for name, losses in history.history.items()}
 
@@ -69,7 +56,7 @@ def test_fit_is_the_bilevel_step_and_reports_the_means_of_its_values(on_one_devi
     (network, logs), supernet = on_one_device, reset(*one_node)
     assert set(logs) == {"loss", "accuracy", "architecture_loss", "architecture_accuracy", "kl"}
     assert network.weight_optimizer.iterations.numpy() == network.architecture_optimizer.iterations.numpy() == 2
-    steps = [compiled_for_fit(supernet).bilevel_step(next(iter(dataset(1))))]
+    steps = [compiled(supernet).bilevel_step(next(iter(dataset(1))))]
     steps.append(supernet.bilevel_step(next(iter(dataset(1).skip(1)))))
     for name, value in logs.items():
         assert value == pytest.approx(np.mean([float(step[name]) for step in steps]), rel=1e-4), name

@@ -80,7 +80,7 @@ def test_a_step_whose_gradients_overflow_is_skipped_and_the_next_one_is_not():
     assert float(optimizer.dynamic_scale) == 2.0**10 and int(optimizer.iterations) == 1
 
 
-def test_gradients_are_clipped_and_decayed_as_without_a_scale(plain):
+def test_gradients_are_clipped_and_decayed_as_without_a_scale():
     network = supernet("mixed_float16")
     network.weight_optimizer.dynamic_scale.assign(1.0)
     small = stepped(network)

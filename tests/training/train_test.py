@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 
@@ -250,6 +251,19 @@ def test_weights_that_cannot_be_read_are_refused(uninterrupted, config, digits, 
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(RunDirError, match=r"must hold the weights of the run's network. Received: .*truncated file"):
         load_trained(config, SMALL, digits, run_dir)
+
+
+def test_weights_on_a_full_disk_are_an_ordinary_error_and_leave_the_old_file(uninterrupted, config, digits, tmp_path):
+    model, path = load_trained(config, SMALL, digits, uninterrupted), tmp_path / "weights.weights.h5"
+    path.write_bytes(b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+        with pytest.raises(OSError, match="File too large"):
+            train_module._save_weights(model, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"old" and [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(config, digits, tmp_path):
