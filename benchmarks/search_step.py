@@ -9,7 +9,7 @@ that of every operation; edges are all kept.
 
 The line "kernels" is what a step with every gate open cannot go below without changing what is computed: every candidate operation
 alone, of each kind and shape, forward and backward (in the architecture's step: forward, and the gradient to the input), times its count.
-The last line has the ratios.
+It also has the step's multiply-adds, and how long they take at the rate of a large matrix product. The last line has the ratios.
 """
 
 import argparse
@@ -24,6 +24,7 @@ import time
 START = time.perf_counter()
 CERTAIN = -20.0  # log dropout rate at which a gate is open in all but 2e-9 of the draws
 COPIES = 4  # of an operation in one function: what calling a function costs is shared between them
+MATRIX = 3000  # rows and columns of the product that shows the machine's rate
 
 
 def arguments():
@@ -170,7 +171,34 @@ def measure_kernels(size):
         "weight_step_kernel_seconds": round(totals["weight"], 3),
         "architecture_step_kernel_seconds": round(totals["architecture"], 3),
         "kernel_seconds": round(sum(totals.values()), 3),
+        **measure_arithmetic(size),
     }
+
+
+def measure_arithmetic(size):
+    """Multiply-adds of a step with every gate open, and their seconds at the rate of a large matrix product.
+
+    A convolution's gradient to its input, and that to its filter, cost as much as itself: two passes in the architecture's step, three in
+    the weights'.
+    """
+    import tensorflow as tf
+
+    from sivdnas_tf.genotype import Cell, Edge, Genotype
+    from sivdnas_tf.profiling.costs import network_cost
+    from sivdnas_tf.search_space import get_search_space
+
+    space = get_search_space(settings(size).search.search_space)
+    every = Cell(tuple(Edge(node, predecessor, name) for predecessor, node in space.edges for name in space.primitives), tuple(space.nodes))
+    network = {"network": "cifar", "channels": size.channels, "cells": size.cells, "classes": 10, "resolution": size.resolution}
+    multiply_adds = 5 * size.batch_size * network_cost(Genotype("every operation", every, every), **network).macs
+    matrix, seconds = tf.random.normal([MATRIX, MATRIX]), []
+    float(tf.matmul(matrix, matrix)[0, 0])
+    for _ in range(size.steps):
+        begin = time.perf_counter()
+        float(tf.matmul(matrix, matrix)[0, 0])
+        seconds.append(time.perf_counter() - begin)
+    rate = MATRIX**3 / statistics.median(seconds)
+    return {"step_multiply_adds": multiply_adds, "arithmetic_seconds": float(f"{multiply_adds / rate:.3g}")}
 
 
 def _takes_training(layer):
@@ -194,7 +222,8 @@ def main():
     first, *others = size.keep_probability.split(",")
     seconds = {case: lines[case]["median_step_seconds"] for case in (first, *others)}
     ratios = {f"{case}_to_{first}": round(seconds[case] / seconds[first], 3) for case in others}
-    print(json.dumps({f"{first}_to_kernels": round(seconds[first] / lines["kernels"]["kernel_seconds"], 3), **ratios}))
+    to_floors = {f"{first}_to_{name}": round(seconds[first] / lines["kernels"][f"{name}_seconds"], 3) for name in ("kernel", "arithmetic")}
+    print(json.dumps({**to_floors, **ratios}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A search on real CIFAR-10 and a training of what it finds, of 20 to 45 minutes on two CPU cores, by how busy they are.
+"""A search on real CIFAR-10 and a training of what it finds, of 22 to 45 minutes on two CPU cores, by how busy they are.
 
     python -m sivdnas_tf run --config=configs/cifar10_small.py --workdir=runs/cifar10_small --config.data.data_dir=DIR
 

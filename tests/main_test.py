@@ -11,7 +11,7 @@ from sivdnas_tf import commands
 from sivdnas_tf.errors import AgreementError, Interrupted, NonFiniteError
 from sivdnas_tf.zoo import registry
 
-ZOO = registry.names()[:19]  # the published ones
+ZOO = [name for name in registry.names() if "searched" not in registry.entry(name)]  # the published ones
 
 
 # A run that was made with other settings.

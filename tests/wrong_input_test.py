@@ -52,7 +52,7 @@ def get_config():
         (["profile", "--genotype=PDARTS", "--network=imagenet", "--resolution=48"], "must be a multiple of 32"),
         (["profile", "--genotype=PDARTS", "--network=cifar", "--budget_macs=nan"], "config.budget.macs must be a finite number."),
         (["profile", "--genotype=PDARTS", "--network=cifar", "--budget_macs=-1"], "config.budget.macs must be above 0.0. Received: -1.0"),
-        (["profile", "--genotype=PDARTZ", "--network=cifar"], "unknown genotype: no published one has this name, and no file"),
+        (["profile", "--genotype=PDARTZ", "--network=cifar"], "unknown genotype: the zoo has none of this name, and no file"),
         (["profile", "--genotype=PDARTZ", "--network=cifar"], "Did you mean 'PDARTS'?"),
         (["profile", "--genotype=PDARTS,", "--network=cifar"], "Received: ''"),
         (["evaluate", "--workdir=x", "--split=tst"], "value should be one of <test|holdout|weights|architecture>"),

@@ -101,12 +101,8 @@ def read_images(paths, resolution, channels=3):
         except DataError as error:
             return error
 
-    pool = concurrent.futures.ThreadPoolExecutor(os.cpu_count())
-    try:
-        with _silent_pillow():
-            yield from pool.map(attempt, paths)
-    finally:
-        pool.shutdown(cancel_futures=True)  # whoever stops early does not wait for the rest
+    with _silent_pillow(), concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        yield from pool.map(attempt, paths)  # which cancels the rest when whoever asks stops early
 
 
 @contextlib.contextmanager

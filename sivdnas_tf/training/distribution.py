@@ -126,15 +126,13 @@ def begin_stage(run_dir, strategy, stage, settings, overwrite=False):
       RunDirError: as `RunDir.begin`.
       WorkerLostError: where a worker is gone before all have come here, one that refused say.
     """
-    if is_chief(strategy):
-        state = run_dir.begin(stage, settings, overwrite)
-        with workers_together(stage, strategy):
-            wait_for_all(strategy)
-        return state
+    state = run_dir.begin(stage, settings, overwrite) if is_chief(strategy) else None
     with workers_together(stage, strategy):
         wait_for_all(strategy)
-    run_dir.check_consistent(stage, settings)
-    return StageState(done=run_dir.is_done(stage), started=True)
+    if state is None:
+        run_dir.check_consistent(stage, settings)
+        state = StageState(done=run_dir.is_done(stage), started=True)
+    return state
 
 
 def check_batch_size(batch_size, strategy, field):

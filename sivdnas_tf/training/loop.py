@@ -150,8 +150,10 @@ class Loop:
             self.say(f"{self.plan.stage}: no checkpoint can be read; starting again from the first step")
 
     def _where(self):
-        kept = (self._checkpoints() or ["none yet"])[-1]
-        return f" at step {int(self._step.numpy())}; the last good checkpoint stays, {kept}"
+        return f" at step {int(self._step.numpy())}; the last good checkpoint stays, {self._last_good()}"
+
+    def _last_good(self):
+        return (self._checkpoints() or ["none yet"])[-1]
 
     def _checkpoints(self):
         """Paths of the checkpoints to continue from, oldest first."""
@@ -179,10 +181,9 @@ class Loop:
                 if isinstance(error, OSError)
                 else error.message.splitlines()[0].split("; ")[-1].split(" [Op:")[0]
             )
-            kept = (self._checkpoints() or ["none yet"])[-1]
             raise StorageError(
                 f"{self.plan.stage}: writing in {self.run_dir.path} failed at step {int(self._step.numpy())}: {reason}. The last good "
-                f"checkpoint stays: {kept}. Make room there; the same command continues"
+                f"checkpoint stays: {self._last_good()}. Make room there; the same command continues"
             ) from error
 
     def _run_epoch(self, epoch, received):
@@ -237,10 +238,9 @@ class Loop:
     def _check_finite(self, seen, step):
         for name, value in seen.items():
             if not math.isfinite(value):
-                kept = (self._checkpoints() or ["none yet"])[-1]
                 raise NonFiniteError(
                     f"{self.plan.stage}: {name} became {value} at step {step} (epoch {step // self.plan.steps_per_epoch + 1}). "
-                    f"The last good checkpoint stays: {kept}. Try {self.plan.advice}"
+                    f"The last good checkpoint stays: {self._last_good()}. Try {self.plan.advice}"
                 )
 
     def _save_if_due(self, received):

@@ -67,7 +67,7 @@ def resolve(name_or_path, say=lambda line: None):
         return load(text)
     if not os.path.exists(text):
         raise GenotypeError(
-            f"unknown genotype: no published one has this name, and no file of this name exists.{nearest(text, names())} "
+            f"unknown genotype: the zoo has none of this name, and no file of this name exists.{nearest(text, names())} "
             f"Expected a file or one of {', '.join(names())}. Received: {text!r}"
         )
     genotype, converted = darts_genotype.load(text)
