@@ -1,6 +1,7 @@
 """Time and memory of the supernet's bilevel step on random images, beside the time of its operations alone: JSON lines.
 
     python benchmarks/search_step.py                                  # the full DARTS size, operations kept at 1, 0.75, 0.5, 0.25
+    python benchmarks/search_step.py --keep_probability=1 --recompute # with search.recompute
     python benchmarks/search_step.py --channels=4 --cells=3 --batch_size=32 --resolution=8
 
 A process a case, and a line: seconds from the process' start to the end of importing, building, tracing and the first step (each apart,
@@ -33,6 +34,7 @@ def arguments():
     for name, default in (("channels", 16), ("cells", 8), ("batch_size", 64), ("resolution", 32), ("steps", 5)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--keep_probability", default="1,0.75,0.5,0.25", help="one case each, separated by commas")
+    parser.add_argument("--recompute", action="store_true", help="search.recompute")
     parser.add_argument("--case", help="kernels, or a keep probability: measures it in this process")
     return parser.parse_args()
 
@@ -41,7 +43,7 @@ def settings(size):
     """The search's configuration."""
     from sivdnas_tf.config import Config, replace
 
-    return replace(Config(), search={"channels": size.channels, "cells": size.cells})
+    return replace(Config(), search={"channels": size.channels, "cells": size.cells, "recompute": size.recompute})
 
 
 def build(size, keep_probability):
@@ -71,10 +73,33 @@ def measure_step(size, keep_probability):
     from sivdnas_tf.quiet import import_tensorflow
 
     import_tensorflow()
+    from sivdnas_tf.training.distribution import functions_as_written
+
+    imported = time.perf_counter()
+    with functions_as_written():  # as the search itself runs
+        return {"keep_probability": keep_probability, "import_seconds": round(imported - START, 2), **run_steps(size, keep_probability)}
+
+
+def compiled_step(supernet):
+    """The two functions that the search compiles, and a function of a batch that makes a step of them and returns when it is done."""
+    import tensorflow as tf
+
+    halves = [tf.function(half, autograph=False, jit_compile=False) for half in (supernet.architecture_step, supernet.weight_step)]
+
+    def step(data):
+        for half in halves:
+            for value in half(data).values():
+                float(value)
+
+    return halves, step
+
+
+def run_steps(size, keep_probability):
+    """What comes after importing, as fields of the line."""
     import numpy as np
     import tensorflow as tf
 
-    imported = time.perf_counter()
+    begun = time.perf_counter()
     supernet = build(size, keep_probability)
     built = time.perf_counter()
     generator = np.random.default_rng(0)
@@ -83,22 +108,20 @@ def measure_step(size, keep_probability):
         images = generator.normal(size=(size.batch_size, size.resolution, size.resolution, 3)).astype(np.float32)
         return tf.constant(images), tf.constant(generator.integers(0, 10, size.batch_size).astype(np.int32))
 
-    step = tf.function(supernet.bilevel_step, autograph=False, jit_compile=False)
-    nodes = graph_nodes(step.get_concrete_function((batch(), batch())))
+    halves, step = compiled_step(supernet)
+    nodes = sum(graph_nodes(half.get_concrete_function((batch(), batch()))) for half in halves)
     traced = time.perf_counter()
-    float(step((batch(), batch()))["loss"])
+    step((batch(), batch()))
     first = time.perf_counter()
     seconds, cpu = [], time.process_time()
     for _ in range(size.steps):
         data = batch(), batch()
         begin = time.perf_counter()
-        float(step(data)["loss"])
+        step(data)
         seconds.append(time.perf_counter() - begin)
     cpu = time.process_time() - cpu
     return {
-        "keep_probability": keep_probability,
-        "import_seconds": round(imported - START, 2),
-        "build_seconds": round(built - imported, 2),
+        "build_seconds": round(built - begun, 2),
         "trace_seconds": round(traced - built, 2),
         "first_step_seconds": round(first - traced, 2),
         "start_to_first_step_seconds": round(first - START, 2),
@@ -217,7 +240,7 @@ def main():
     for case in [*size.keep_probability.split(","), "kernels"]:
         process = subprocess.run([sys.executable, *sys.argv, f"--case={case}"], stdout=subprocess.PIPE, text=True, check=True)
         lines[case] = json.loads(process.stdout)
-        shape = {name: getattr(size, name) for name in ("channels", "cells", "batch_size", "resolution", "steps")}
+        shape = {name: getattr(size, name) for name in ("channels", "cells", "batch_size", "resolution", "recompute", "steps")}
         print(json.dumps({**shape, **lines[case]}), flush=True)
     first, *others = size.keep_probability.split(",")
     seconds = {case: lines[case]["median_step_seconds"] for case in (first, *others)}

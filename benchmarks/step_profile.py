@@ -12,7 +12,7 @@ import glob
 import json
 import tempfile
 
-from search_step import build
+from search_step import build, compiled_step
 
 STEPS = 3
 
@@ -23,6 +23,7 @@ def arguments():
     for name, default in (("channels", 16), ("cells", 8), ("batch_size", 64), ("resolution", 32), ("rows", 20)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--keep_probability", type=float, default=1.0)
+    parser.add_argument("--recompute", action="store_true", help="search.recompute")
     return parser.parse_args()
 
 
@@ -54,25 +55,33 @@ def self_times(directory):
     return times, counts
 
 
+def profile_steps(size):
+    """`self_times` of `STEPS` steps after a first one."""
+    import tensorflow as tf
+
+    supernet = build(size, size.keep_probability)
+    _, step = compiled_step(supernet)
+    shape = (size.batch_size, size.resolution, size.resolution, 3)
+    data = tuple((tf.random.normal(shape), tf.zeros([size.batch_size], tf.int32)) for _ in range(2))
+    step(data)
+    with tempfile.TemporaryDirectory() as directory:
+        tf.profiler.experimental.start(directory)
+        for _ in range(STEPS):
+            step(data)
+        tf.profiler.experimental.stop()
+        return self_times(directory)
+
+
 def main():
-    """Profiles `STEPS` steps after a first one."""
+    """Prints the profile."""
     size = arguments()
     from sivdnas_tf.quiet import import_tensorflow
 
     import_tensorflow()
-    import tensorflow as tf
+    from sivdnas_tf.training.distribution import functions_as_written
 
-    supernet = build(size, size.keep_probability)
-    step = tf.function(supernet.bilevel_step, autograph=False, jit_compile=False)
-    shape = (size.batch_size, size.resolution, size.resolution, 3)
-    data = tuple((tf.random.normal(shape), tf.zeros([size.batch_size], tf.int32)) for _ in range(2))
-    float(step(data)["loss"])
-    with tempfile.TemporaryDirectory() as directory:
-        tf.profiler.experimental.start(directory)
-        for _ in range(STEPS):
-            float(step(data)["loss"])
-        tf.profiler.experimental.stop()
-        times, counts = self_times(directory)
+    with functions_as_written():  # as the search itself runs
+        times, counts = profile_steps(size)
     for kind in ("(runtime)", "Run"):  # mostly a thread that waits
         times.pop(kind, None)
     for kind, picoseconds in times.most_common(size.rows):

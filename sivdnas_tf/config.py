@@ -80,6 +80,8 @@ class SearchConfig:
       precision: Keras' dtype policy: "float32", "mixed_bfloat16", or "mixed_float16" with dynamic loss scaling. For accelerators: slower on
         a CPU. Architecture parameters are float32 in any case.
       jit_compile: whether XLA compiles the step. For accelerators: far slower on a CPU. One device only.
+      recompute: whether the backward pass computes each cell once more, instead of the forward pass keeping what is within it: less
+        memory, more time.
     """
 
     search_space: str = _field("darts", choices=tuple(SEARCH_SPACES))
@@ -110,6 +112,7 @@ class SearchConfig:
     cutout_length: int = _field(0, low=0)
     precision: str = _field("float32", choices=PRECISIONS)
     jit_compile: bool = False
+    recompute: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,9 @@ A supernet has a hundred edges of five kinds, and what a search waits for is dec
 
 - One function is traced for all edges of a kind, and takes an edge's weights as arguments: tracing every operation of every edge
   takes minutes.
-- An operation whose gate is off is not computed (`tf.cond`).
+- An operation whose gate is off is not computed (`tf.cond`), and leaves no tensor of zeros behind, forward or backward: its `tf.cond`
+  passes on the sum that it adds to, and what it starts from.
+- Nothing is differentiated that nobody asked for (`gradients_to`): once traced, a function's gradient computes all it has.
 - What the edges that leave a node have in common (`MixedOperation.beginnings`) is computed once a node: ReLU, pools with their
   batch-norm, subsampling, and the split into phases for dilated convolutions.
 - A convolution of dilation 2 on an image of even size is four undilated ones, on its phases: the images of every second pixel. The
@@ -12,11 +14,16 @@ A supernet has a hundred edges of five kinds, and what a search waits for is dec
 - The sample that weights an operation is the scale of its last batch-norm.
 """
 
+import functools
+
 import keras
 import tensorflow as tf
 
 from sivdnas_tf.layers import blocks
 from sivdnas_tf.layers.operations import candidate_operation
+
+# What a gradient is asked for, besides the images: the operations' weights, the samples that multiply them, or both.
+GRADIENTS_TO = ("weights", "samples", "all")
 
 
 def empty_sums(like):
@@ -65,8 +72,9 @@ class MixedOperation:
             if isinstance(template, blocks.DilConv) and stride == 1
         }
         # _noinline keeps the graph optimizer from expanding the function at each of its hundred calls.
-        self._add = tf.function(self._add_gated, autograph=False, experimental_attributes={"_noinline": True})
-        self._begin = tf.function(self._beginnings, autograph=False, experimental_attributes={"_noinline": True})
+        options = {"autograph": False, "experimental_attributes": {"_noinline": True}}
+        self._add = {which: tf.function(functools.partial(self._add_gated, which), **options) for which in GRADIENTS_TO}
+        self._begin = tf.function(self._beginnings, **options)
 
     @staticmethod
     def _template(primitive, channels, stride):
@@ -90,47 +98,76 @@ class MixedOperation:
         return self._begin(image, needed)
 
     def _beginnings(self, image, needed):
+        result = {}
+        for index, template in enumerate(self.templates):
+            if isinstance(template, blocks.Pool):
+                result[template.kind], image = _pooled(template, image, needed[index])
         relu = tf.nn.relu(image)
-        result = {"image": image, "relu": relu}
+        result |= {"image": image, "relu": relu}
         if self.stride == 2:
             result |= {"even": blocks.subsample(relu), "shifted": blocks.subsample(relu, offset=1)}
         elif self._on_phases and _has_phases(image):
             result["phases"] = to_phases(relu)
-        for index, template in enumerate(self.templates):
-            if isinstance(template, blocks.Pool):
-                result[template.kind] = _pooled(template, image, needed[index])
         return result
 
-    def add(self, sums, beginnings, samples, gates, weights):
+    def add(self, sums, beginnings, samples, gates, weights, gradients_to="all"):
         """Adds what the operations of one edge give to the sums of the node that it enters.
 
         Args:
           sums: see `empty_sums`; of the node's size.
-          beginnings: see `beginnings`, of the node that the edge leaves.
+          beginnings: see `beginnings`, of the node that the edge leaves, or as the edge before this one returned them.
           samples: [P], what multiplies each operation's output, or [batch, P] for each example's.
           gates: [P], bool: which are computed.
           weights: a list of tensors a primitive, as in the templates' `trainable_variables`.
+          gradients_to: one of `GRADIENTS_TO`.
 
         Returns:
-          The new sums.
+          The new sums, and the beginnings for the next edge that leaves the same node: the same values, with gradients that already
+          hold this edge's share.
         """
         own = {name: value for name, value in sums.items() if name == "image" or name in beginnings}
-        return {**sums, **self._add(own, beginnings, samples, gates, weights)}
+        added, passed_on = self._add[gradients_to](own, beginnings, samples, gates, weights)
+        return {**sums, **added}, passed_on
 
-    def _add_gated(self, sums, beginnings, samples, gates, weights):
-        sums = dict(sums)
-        for index, template in enumerate(self.templates):
-            name = "phases" if index in self._on_phases and "phases" in beginnings else "image"
+    def _add_gated(self, gradients_to, sums, beginnings, samples, gates, weights):
+        sums, beginnings = dict(sums), dict(beginnings)
+        for index in range(len(self.templates)):
+            on_phases = index in self._on_phases and "phases" in beginnings
+            name, sources = "phases" if on_phases else "image", self._sources(index, on_phases)
 
-            def added(index=index, template=template, before=sums[name]):
-                return before + self._weighted(index, template, beginnings, samples[..., index], weights[index])
+            def unchanged(name=name, sources=sources):
+                return sums[name], {source: beginnings[source] for source in sources}
 
-            # Adding inside the branch: an operation that is off leaves no tensor of zeros behind.
-            sums[name] = tf.cond(gates[index], added, lambda before=sums[name]: before)
-        return sums
+            def added(index=index, unchanged=unchanged):
+                before, taken = unchanged()
+                sample, own_weights = samples[..., index], weights[index]
+                # Within the branch: stopped outside it, the branch's gradient would be computed all the same.
+                if gradients_to == "weights":
+                    sample = tf.stop_gradient(sample)
+                elif gradients_to == "samples":
+                    own_weights = [tf.stop_gradient(weight) for weight in own_weights]
+                return before + self._weighted(index, taken, sample, own_weights), taken
 
-    def _weighted(self, index, template, beginnings, sample, weights):
-        """An operation's output times its sample; the phases of it where `beginnings` has phases and it is a dilated convolution."""
+            sums[name], passed_on = tf.cond(gates[index], added, unchanged)
+            beginnings.update(passed_on)
+        return sums, beginnings
+
+    def _sources(self, index, on_phases):
+        """Names of the beginnings that an operation starts from."""
+        template = self.templates[index]
+        if isinstance(template, blocks.Pool):
+            return [template.kind]
+        if isinstance(template, (keras.layers.Identity, blocks.Zero)):
+            return ["image"]
+        if isinstance(template, blocks.FactorizedReduce):
+            return ["even", "shifted"]
+        if isinstance(template, blocks.DilConv) and (on_phases or self.stride == 2):
+            return ["phases" if on_phases else "even"]
+        return ["relu"]
+
+    def _weighted(self, index, taken, sample, weights):
+        """An operation's output times its sample; on the phases of an image where that is what it has `taken`."""
+        template = self.templates[index]
 
         def finish(layer, inputs, **options):
             if sample.shape.rank:  # batch-norm has no scale an example
@@ -138,18 +175,18 @@ class MixedOperation:
             return layer.stateless_call(weights, [], inputs, training=True, factor=sample, **options)[0]
 
         if isinstance(template, blocks.Pool):
-            return _scaled(beginnings[template.kind], sample)
+            return _scaled(taken[template.kind], sample)
         if isinstance(template, keras.layers.Identity):
-            return _scaled(beginnings["image"], sample)
+            return _scaled(taken["image"], sample)
         if isinstance(template, blocks.Zero):
-            return _scaled(template(beginnings["image"]), sample)
+            return _scaled(template(taken["image"]), sample)
         if isinstance(template, blocks.FactorizedReduce):
-            return finish(template, beginnings["even"], shifted=beginnings["shifted"])
-        if isinstance(template, blocks.DilConv) and "phases" in beginnings:
-            return finish(self._on_phases[index], beginnings["phases"], first_step=2)
-        if isinstance(template, blocks.DilConv) and self.stride == 2:
-            return finish(template, beginnings["even"], first_step=2)
-        return finish(template, beginnings["relu"], first_step=1)
+            return finish(template, taken["even"], shifted=taken["shifted"])
+        if "phases" in taken:
+            return finish(self._on_phases[index], taken["phases"], first_step=2)
+        if "even" in taken:
+            return finish(template, taken["even"], first_step=2)
+        return finish(template, taken["relu"], first_step=1)
 
 
 def _scaled(image, sample):
@@ -162,16 +199,16 @@ def _scaled(image, sample):
 
 
 def _pooled(template, image, needed):
-    """The normalised pool of `image`, or, where it is not needed, zeros."""
+    """The normalised pool of `image`, or, where it is not needed, zeros; and `image`."""
     strided = image[:, :: template.stride, :: template.stride, :]
     if template.kind == "average":
-        return tf.cond(needed, lambda: template(image), lambda: tf.zeros_like(strided))
-    pooled = _max_pool(image, needed)
-    return tf.cond(needed, lambda: template(pooled, first_step=1), lambda: tf.zeros_like(strided))
+        return tf.cond(needed, lambda: (template(image), image), lambda: (tf.zeros_like(strided), image))
+    pooled, image = _max_pool(image, needed)
+    return tf.cond(needed, lambda: template(pooled, first_step=1), lambda: tf.zeros_like(strided)), image
 
 
 def _max_pool(image, needed):
-    """3x3 max pool of stride 1, or zeros; its gradient pools again.
+    """3x3 max pool of stride 1, or zeros, and `image`; its gradient pools again.
 
     oneDNN's gradient of a max pool, far faster than TensorFlow's own, reads what its forward kernel left in the workspace, which never
     leaves a function; `tf.cond` and `tf.function` put a gradient into another function than its forward pass.
@@ -180,13 +217,14 @@ def _max_pool(image, needed):
 
     @tf.custom_gradient
     def gated(image):
-        def gradient(upstream):
-            def of_pool():
+        def gradient(of_pooled, of_image):
+            def added():
                 pooled = tf.raw_ops.MaxPool(input=image, **window)
-                return tf.raw_ops.MaxPoolGrad(orig_input=image, orig_output=pooled, grad=upstream, **window)
+                return of_image + tf.raw_ops.MaxPoolGrad(orig_input=image, orig_output=pooled, grad=of_pooled, **window)
 
-            return tf.cond(needed, of_pool, lambda: tf.zeros_like(image))
+            return tf.cond(needed, added, lambda: of_image)
 
-        return tf.cond(needed, lambda: tf.raw_ops.MaxPool(input=image, **window), lambda: tf.zeros_like(image)), gradient
+        pooled = tf.cond(needed, lambda: tf.raw_ops.MaxPool(input=image, **window), lambda: tf.zeros_like(image))
+        return (pooled, tf.identity(image)), gradient
 
     return gated(image)

@@ -80,11 +80,12 @@ class SearchCell(keras.layers.Layer):
       space: the `SearchSpace`.
       cell_plan: the `CellPlan`.
       mixed_operations: dict from `(channels, stride)` to `MixedOperation`, shared by the supernet's cells; missing ones are added.
+      recompute: whether the backward pass computes the cell once more, instead of the forward pass keeping what is within it.
     """
 
-    def __init__(self, space, cell_plan, mixed_operations, **kwargs):
+    def __init__(self, space, cell_plan, mixed_operations, recompute=False, **kwargs):
         super().__init__(autocast=False, **kwargs)  # samples stay float32
-        self._space, self._plan = space, cell_plan
+        self._space, self._plan, self._recompute = space, cell_plan, recompute
         self.preprocess0, self.preprocess1 = preprocessing(cell_plan, "batch_statistics", "cell")
         self._mixed = {}
         self._edges = {}  # stride -> indices of the edges that have it
@@ -115,23 +116,38 @@ class SearchCell(keras.layers.Layer):
             weights.update(zip(self._edges[stride], operations.of_edges(), strict=True))
         return [weights[index] for index in range(len(weights))]
 
-    def call(self, inputs_0, inputs_1, samples, gates):
+    def call(self, inputs_0, inputs_1, samples, gates, gradients_to="all"):
         """Computes the cell.
 
         Args:
           inputs_0, inputs_1: outputs of cells k-2 and k-1.
           samples: [E, P], the edge's sample times the operation's, or [batch, E, P] for each example's.
           gates: [E, P], bool: the edge's gate and the operation's.
+          gradients_to: see `MixedOperation.add`.
 
         Returns:
           `[batch, n, n, nodes * channels]`.
         """
+        if not self._recompute:
+            return self._nodes(inputs_0, inputs_1, samples, gates, gradients_to)
+        variables = self.trainable_variables
+
+        @tf.recompute_grad
+        def nodes(inputs_0, inputs_1, samples, *tensors):
+            with keras.StatelessScope(state_mapping=list(zip(variables, tensors, strict=True))):
+                return self._nodes(inputs_0, inputs_1, samples, gates, gradients_to)
+
+        # As tensors: what recompute_grad knows of variables does not hold for those of several replicas.
+        return nodes(inputs_0, inputs_1, samples, *(tf.convert_to_tensor(variable) for variable in variables))
+
+    def _nodes(self, inputs_0, inputs_1, samples, gates, gradients_to):
         beginnings, weights = {}, self.edge_weights()
+        edge_samples, edge_gates = tf.unstack(samples, axis=-2), tf.unstack(gates)
 
         def beginnings_of(state, states):
             if state not in beginnings:
                 leaving = [index for index, (predecessor, _) in enumerate(self._space.edges) if predecessor == state]
-                needed = tf.reduce_any(tf.gather(gates, leaving), axis=0)
+                needed = tf.reduce_any([edge_gates[index] for index in leaving], axis=0)
                 beginnings[state] = self._mixed[state].beginnings(states[state], needed)
             return beginnings[state]
 
@@ -139,8 +155,9 @@ class SearchCell(keras.layers.Layer):
             sums = empty_sums(states[0][:, :: self._plan.stride(0), :: self._plan.stride(0), :])
             for index in self._space.edges_into(node):
                 predecessor = self._space.edges[index][0]
-                started = beginnings_of(predecessor, states)
-                sums = self._mixed[predecessor].add(sums, started, samples[..., index, :], gates[index], weights[index])
+                sums, beginnings[predecessor] = self._mixed[predecessor].add(
+                    sums, beginnings_of(predecessor, states), edge_samples[index], edge_gates[index], weights[index], gradients_to
+                )
             return total(sums)
 
         inputs = self.preprocess0(inputs_0), self.preprocess1(inputs_1)

@@ -40,6 +40,8 @@ class Supernet(keras.Model):
       initial_log_dropout_rate: log delta and log sigma at the start.
       noise_shape: what has Gaussian noise of its own: each "operation" and edge of a cell type (the paper), each of them in every "cell",
         or in every cell for every "example". The gates are drawn once a step in any case.
+      recompute: whether the backward pass computes each cell once more, instead of the forward pass keeping what is within: less memory,
+        more time.
       gate_gradient, gate_temperature: see `SemiImplicitDropout`; anything but "none" computes every operation in the architecture's step.
       seed: of gates and noise; with the step number it decides every draw.
       name: of the model.
@@ -55,6 +57,7 @@ class Supernet(keras.Model):
         noise_shape="operation",
         gate_gradient="none",
         gate_temperature=0.5,
+        recompute=False,
         seed=0,
         name="supernet",
     ):
@@ -80,15 +83,17 @@ class Supernet(keras.Model):
         self.edge_dropout = {
             cell_type: SemiImplicitDropout((n_edges,), groups=groups, name=f"{cell_type}_edges", **common) for cell_type in CELL_TYPES
         }
-        self._make_network()
+        self._make_network(recompute)
         self._make_state()
         self.update_architecture = True
 
-    def _make_network(self):
+    def _make_network(self, recompute):
         images = keras.Input((self.plan.resolution, self.plan.resolution, self.plan.image_channels))
         self.stem = keras.Model(images, build_stem(self.plan, "batch_statistics")(images), name="stem")
         kinds = {}
-        self.cells = [SearchCell(self.space, cell_plan, kinds, name=f"cell{cell_plan.index}") for cell_plan in self.plan.cells]
+        self.cells = [
+            SearchCell(self.space, cell_plan, kinds, recompute=recompute, name=f"cell{cell_plan.index}") for cell_plan in self.plan.cells
+        ]
         for cell in self.cells:
             cell.build()
         self.classifier = Classifier(self.plan.classes, name="classifier")
@@ -212,8 +217,12 @@ class Supernet(keras.Model):
             result[cell_type] = (sample, gates)
         return result
 
-    def call(self, images, draw=None, compute_all=False):
-        """Logits `[batch, classes]` of images `[batch, resolution, resolution, channels]`; the others as in `samples`."""
+    def call(self, images, draw=None, compute_all=False, gradients_to="all"):
+        """Logits `[batch, classes]` of images `[batch, resolution, resolution, channels]`.
+
+        `draw` and `compute_all` as in `samples`. `gradients_to` the "weights", the "samples" or "all" of the candidate operations: the
+        gradient to the others is 0, and costs nothing.
+        """
         samples = self.samples(draw, compute_all)
         counts = dict.fromkeys(CELL_TYPES, 0)
         previous = self.stem(images)
@@ -222,7 +231,7 @@ class Supernet(keras.Model):
             if sample.shape.rank > 2:  # each cell has its own
                 sample = sample[counts[cell_plan.cell_type]]
             counts[cell_plan.cell_type] += 1
-            previous = previous[1], cell(*previous, sample, gates)
+            previous = previous[1], cell(*previous, sample, gates, gradients_to=gradients_to)
         return self.classifier(previous[1])
 
     def compute_output_shape(self, input_shape, **kwargs):
@@ -301,19 +310,23 @@ class Supernet(keras.Model):
           A dict of float32 scalars of this step: loss, accuracy, and with `update_architecture` architecture_loss,
           architecture_accuracy and kl.
         """
-        weight_batch, architecture_batch = data
+        logs = self.architecture_step(data) if update_architecture else {}
+        return {**logs, **self.weight_step(data)}
+
+    def architecture_step(self, data):
+        """The first half of `bilevel_step`, for loops that compile the halves apart: `weight_step` must follow.
+
+        Both make the same draw: it depends on the seed and on the number of the step, which the second half counts.
+        """
+        weight_batch, (images, labels) = data
         step = self.weight_optimizer.iterations
         draw = self.draw(step, tf.shape(weight_batch[0])[0])
-        logs = self._architecture_step(draw, step, architecture_batch, weight_batch) if update_architecture else {}
-        return {**logs, **self._weight_step(draw, *weight_batch)}
-
-    def _architecture_step(self, draw, step, architecture_batch, weight_batch):
-        images, labels = architecture_batch
         compute_all = self.gate_gradient != "none"
+        gradients_to = "samples" if self.hypergradient_order == 1 else "all"
 
         def loss():
             own = self.differentiable(draw, step)
-            logits, divergence = self(images, draw=own, compute_all=compute_all), self.kl_divergence(own)
+            logits, divergence = self(images, draw=own, compute_all=compute_all, gradients_to=gradients_to), self.kl_divergence(own)
             value = objective.architecture_loss(labels, logits, divergence, self.kl_weight, self._class_weights)
             return value, (logits, divergence)
 
@@ -353,14 +366,19 @@ class Supernet(keras.Model):
             stepped.append(value + optimizer.momentum * tf.convert_to_tensor(velocity) - rate * (gradient + decay * value))
         return stepped
 
-    def _training_loss(self, draw, images, labels, compute_all=False):
-        logits = self(images, draw=draw, compute_all=compute_all)
+    def _training_loss(self, draw, images, labels, **options):
+        logits = self(images, draw=draw, **options)
         return objective.cross_entropy(labels, logits, weights=self._class_weights), logits
 
-    def _weight_step(self, draw, images, labels):
+    def weight_step(self, data):
+        """The second half of `bilevel_step`, and all of a step of the warm-up."""
+        images, labels = data[0]
+        draw = self.draw(self.weight_optimizer.iterations, tf.shape(images)[0])
         variables = self.weight_variables
         scale = loss_scale(self.weight_optimizer)
-        value, logits, gradients = hypergradient.first_order(lambda: self._training_loss(draw, images, labels), variables, scale)
+        value, logits, gradients = hypergradient.first_order(
+            lambda: self._training_loss(draw, images, labels, gradients_to="weights"), variables, scale
+        )
         apply_gradients(self.weight_optimizer, gradients, variables, clip_norm=self.gradient_clip_norm, weight_decays=self._weight_decays)
         return {"loss": value, "accuracy": objective.accuracy(labels, logits)}
 

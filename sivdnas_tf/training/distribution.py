@@ -155,6 +155,21 @@ def set_seeds(seed, deterministic):
 
 
 @contextlib.contextmanager
+def functions_as_written():
+    """Within, TensorFlow runs traced functions as they are, without a variant for each set of outputs that a call leaves unused.
+
+    For a supernet, whose few functions are called a hundred times each and compute nothing that is not asked for, making, optimizing and
+    starting the variants is most of what comes before the first step, and gains nothing after it.
+    """
+    before = tf.config.optimizer.get_experimental_options().get("function_optimization", True)
+    tf.config.optimizer.set_experimental_options({"function_optimization": False})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({"function_optimization": before})
+
+
+@contextlib.contextmanager
 def precision_scope(name):
     """Layers made within compute in Keras' dtype policy `name`, one of `config.PRECISIONS`; their variables stay float32."""
     before = keras.config.dtype_policy()

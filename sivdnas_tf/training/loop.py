@@ -36,8 +36,8 @@ class LoopPlan:
       steps_per_epoch: steps of each.
       batch_size: images a step that the throughput counts.
       batches: function of `(epoch, skip)` to a `tf.data.Dataset` of the epoch's batches from number `skip` on.
-      step: function of `epoch` to the function of a batch that makes one step, called in a replica context; it returns a dict of
-        scalars, whose names are the same throughout an epoch.
+      step: function of `epoch` to the functions of a batch that make one step, one after the other, each compiled apart and called in
+        a replica context; they return dicts of scalars, whose names are the same throughout an epoch.
       metric_names: every name that a step may return; the first is the loss that must stay finite.
       state: dict of trackables (`model_state` of a model, optimizers) to save and restore.
       advice: what to try when the loss stops being finite.
@@ -98,7 +98,7 @@ class Loop:
             self._checkpoint, str(run_dir.file(f"{plan.stage}/checkpoints")), max_to_keep=checkpoint_config.keep
         )
         self._last_save = time.monotonic()
-        self._compiled_from = self._distributed_step = None
+        self._compiled = {}
 
     def run(self):
         """Runs to the last epoch and returns the records of metrics.jsonl.
@@ -190,7 +190,7 @@ class Loop:
         plan = self.plan
         skip = int(self._step.numpy()) - epoch * plan.steps_per_epoch
         plan.on_epoch_begin(epoch)
-        step_function = self._compiled(plan.step(epoch))
+        step_functions = [self._compile(function) for function in plan.step(epoch)]
         batches = distributed(self.strategy, plan.batches(epoch, skip))
         sums, started = self._sums.numpy() if skip else np.zeros(self._sums.shape), time.monotonic()
         seconds_before, seen = sums[-1], {}
@@ -198,7 +198,7 @@ class Loop:
             for batch in batches:
                 step = int(self._step.numpy())
                 plan.on_step_begin(step)
-                seen = {name: float(value) for name, value in step_function(batch).items()}
+                seen = {name: float(value) for function in step_functions for name, value in function(batch).items()}
                 self._check_finite(seen, step)
                 sums[:-2] += [seen.get(name, 0.0) for name in plan.metric_names]
                 sums[-2] += 1
@@ -210,18 +210,18 @@ class Loop:
                 self._save_if_due(received)
         return self._record(epoch, sums, seen)
 
-    def _compiled(self, step_function):
-        """The step over all replicas as one tf.function, made anew only when the plan gives another step function."""
-        if self._compiled_from != step_function:
-            strategy = self.strategy
+    def _compile(self, step_function):
+        """The function over all replicas as one tf.function, the same for the same function."""
+        strategy = self.strategy
+        if step_function not in self._compiled:
 
             @tf.function(autograph=False, jit_compile=self.plan.jit_compile)
             def distributed_step(batch):
                 logs = strategy.run(step_function, args=(batch,))
                 return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None) for name, value in logs.items()}
 
-            self._compiled_from, self._distributed_step = step_function, distributed_step
-        return self._distributed_step
+            self._compiled[step_function] = distributed_step
+        return self._compiled[step_function]
 
     def _progress(self, epoch, skip):
         # disable=None: a bar on a terminal only; a log file gets the line an epoch.

@@ -1,6 +1,5 @@
 """The search stage: images to posterior.npz (METHOD.md section 3)."""
 
-import functools
 import tempfile
 
 import keras
@@ -18,6 +17,7 @@ from sivdnas_tf.training.distribution import (
     begin_stage,
     check_batch_size,
     check_jit_compile,
+    functions_as_written,
     is_chief,
     make_strategy,
     own_run_dir,
@@ -91,6 +91,7 @@ def build_supernet(config, image_shape, classes, steps, class_weights=None):
             noise_shape=search.noise_shape,
             gate_gradient=search.gate_gradient,
             gate_temperature=search.gate_temperature,
+            recompute=search.recompute,
             seed=config.seed,
         )
     # Keras' SGD keeps the learning rate inside the velocity, PyTorch's outside: they part only where the cosine moves.
@@ -156,7 +157,7 @@ def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
     weights = objective.class_weights(config.data.class_weights, labels, len(datasets.class_names))
     with workers_together("search", strategy), strategy.scope():
         supernet = build_supernet(config, datasets.image_shape, len(datasets.class_names), steps, weights)
-    with own_run_dir(run_dir, strategy) as own:
+    with own_run_dir(run_dir, strategy) as own, functions_as_written():
         plan = _loop_plan(config, datasets, own, supernet, steps)
         Loop(plan, own, strategy, config.checkpoint, say, restore_from=run_dir).run()
         posterior = supernet.posterior(config.search.epochs)
@@ -170,7 +171,7 @@ def _augmentation(config):
 
 def _loop_plan(config, datasets, run_dir, supernet, steps):
     search, augmentation = config.search, _augmentation(config)
-    warm_up_step = functools.partial(supernet.bilevel_step, update_architecture=False)
+    warm_up, bilevel = (supernet.weight_step,), (supernet.architecture_step, supernet.weight_step)
     history = _History(run_dir, supernet)
 
     def on_epoch_begin(epoch):
@@ -196,7 +197,7 @@ def _loop_plan(config, datasets, run_dir, supernet, steps):
         batches=lambda epoch, skip: bilevel_batches(
             datasets, search.batch_size, seed=config.seed, epoch=epoch, skip_batches=skip, max_batches=steps, augmentation=augmentation
         ),
-        step=lambda epoch: warm_up_step if epoch < search.warmup_epochs else supernet.bilevel_step,
+        step=lambda epoch: warm_up if epoch < search.warmup_epochs else bilevel,
         metric_names=_METRICS,
         state={
             "supernet": model_state(supernet),

@@ -245,7 +245,7 @@ def _loop_plan(config, datasets, run_dir, trainer, deployed, steps):
         batches=lambda epoch, skip: batches(
             datasets.train, train.batch_size, seed=config.seed, epoch=epoch, skip_batches=skip, augmentation=augmentation, **statistics
         ),
-        step=lambda epoch: trainer.step,
+        step=lambda epoch: (trainer.step,),
         metric_names=_METRICS,
         state={"model": model_state(trainer.model), "optimizer": trainer.optimizer},
         advice=_ADVICE,

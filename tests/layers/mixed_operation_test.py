@@ -31,11 +31,14 @@ def plain(mixed, image, factors, gates):
     return tf.add_n([factors[index] * mixed.templates[index](image) for index in np.flatnonzero(gates)])
 
 
-def mixed_sum(mixed, image, factors, gates):
+def mixed_sum(mixed, image, factors, gates, gradients_to="all", edges=1):
+    """The mixed operation, summed over as many edges alike."""
     sums = empty_sums(image[:, :: mixed.stride, :: mixed.stride, :])
     weights = [[tf.convert_to_tensor(variable) for variable in own] for own in variables(mixed)]
     begun = mixed.beginnings(image, tf.constant(gates))
-    return total(mixed.add(sums, begun, factors, tf.constant(gates), weights))
+    for _ in range(edges):
+        sums, begun = mixed.add(sums, begun, factors, tf.constant(gates), weights, gradients_to)
+    return total(sums)
 
 
 def with_gradients(function, mixed, image, factors, gates):
@@ -61,6 +64,38 @@ def test_values_and_gradients_are_those_of_the_weighted_sum(stride, resolution, 
     arguments = MIXED[stride], images(resolution), samples(), gates
     for shared, alone in zip(with_gradients(mixed_sum, *arguments), with_gradients(plain, *arguments), strict=True):
         np.testing.assert_allclose(shared, alone, atol=2e-4 * max(1.0, np.abs(alone).max()))
+
+
+@pytest.mark.parametrize(("stride", "resolution"), CASES)
+def test_edges_that_leave_a_node_add_up_their_gradients_to_it(stride, resolution):
+    def twice(mixed, image, factors, gates):
+        return mixed_sum(mixed, image, factors, gates, edges=2)
+
+    def plain_twice(mixed, image, factors, gates):
+        return 2.0 * plain(mixed, image, factors, gates)
+
+    arguments = MIXED[stride], images(resolution), samples(), EVERY_OTHER
+    for chained, alone in zip(with_gradients(twice, *arguments), with_gradients(plain_twice, *arguments), strict=True):
+        np.testing.assert_allclose(chained, alone, atol=2e-4 * max(1.0, np.abs(alone).max()))
+
+
+@pytest.mark.parametrize("gradients_to", ["weights", "samples"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_gradient_that_is_not_asked_for_is_zero_and_changes_no_other(stride, gradients_to):
+    def asked(mixed, image, factors, gates):
+        return mixed_sum(mixed, image, factors, gates, gradients_to)
+
+    arguments = MIXED[stride], images(6), samples(), np.ones(7, bool)
+    output, of_image, of_samples, *of_weights = with_gradients(asked, *arguments)
+    expected, expected_of_image, expected_of_samples, *expected_of_weights = with_gradients(mixed_sum, *arguments)
+    np.testing.assert_array_equal(output, expected)
+    np.testing.assert_allclose(of_image, expected_of_image, rtol=1e-4, atol=1e-4)
+    if gradients_to == "weights":
+        assert not np.any(of_samples)
+        np.testing.assert_allclose(np.concatenate(of_weights, None), np.concatenate(expected_of_weights, None), rtol=1e-3, atol=1e-3)
+    else:
+        assert not np.any(np.concatenate(of_weights, None))
+        np.testing.assert_allclose(of_samples, expected_of_samples, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("stride", [1, 2])

@@ -26,8 +26,8 @@ WEIGHT_BATCH, ARCHITECTURE_BATCH = batch(), batch()
 class Smooth(Supernet):
     """The variables, losses and optimizers of a supernet; its logits are those of its classifier alone, scaled by the samples."""
 
-    def call(self, images, draw=None, compute_all=False):
-        del compute_all
+    def call(self, images, draw=None, compute_all=False, gradients_to="all"):
+        del compute_all, gradients_to
         scale = tf.add_n([tf.reduce_sum(sample * PROJECTION[cell_type]) for cell_type, (sample, _) in self.samples(draw).items()])
         features = tf.reshape(images, [BATCH, -1])[:, : self.plan.final_channels]
         return self.classifier(features[:, None, None, :] * scale)
@@ -69,10 +69,10 @@ def exact_gradients(network, draw):
 
 def gradients_of_a_step(network, order):
     """What the architecture's step, plain SGD of rate 1, subtracts; leaves everything as it was, and checks that it left the weights."""
-    step, network.hypergradient_order = network.weight_optimizer.iterations, order
-    draw = network.draw(step)
+    network.hypergradient_order = order
+    draw = network.draw(network.weight_optimizer.iterations)
     architecture, weights = values(network.architecture_variables), values(network.weight_variables)
-    tf.function(network._architecture_step, autograph=False)(draw, step, ARCHITECTURE_BATCH, WEIGHT_BATCH)
+    tf.function(network.architecture_step, autograph=False)((WEIGHT_BATCH, ARCHITECTURE_BATCH))
     assert_same(weights, values(network.weight_variables))
     gradients = [before - after for before, after in zip(architecture, values(network.architecture_variables), strict=True)]
     for variable, value in zip(network.architecture_variables, architecture, strict=True):

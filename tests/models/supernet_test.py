@@ -229,14 +229,14 @@ def loss_of(supernet, images_and_labels, draw):
     return objective.cross_entropy(labels, supernet(images, draw=draw))
 
 
-def test_a_step_draws_once_and_the_draw_serves_both_updates(supernet, monkeypatch):
+def test_both_halves_of_a_step_make_the_same_draw(supernet, monkeypatch):
     compiled(supernet, weight_rate=0.0, architecture_rate=0.5, kl_weight=0.1)
     draw = supernet.draw(0)
     before = loss_of(supernet, ARCHITECTURE_BATCH, draw) + 0.1 * supernet.kl_divergence(draw)
     divergence, drawn, original = supernet.kl_divergence(draw), [], supernet.draw
     monkeypatch.setattr(supernet, "draw", lambda step, batch_size: drawn.append(int(step)) or original(step))
     logs = supernet.bilevel_step(DATA)
-    assert drawn == [0]
+    assert drawn == [0, 0]
     assert float(logs["architecture_loss"]) == pytest.approx(float(before), rel=1e-5)
     assert float(logs["kl"]) == pytest.approx(float(divergence), rel=1e-5)
     # The weights see the updated architecture, with the gates and the noise that were drawn before it.
