@@ -85,7 +85,7 @@ class SearchCell(keras.layers.Layer):
 
     def __init__(self, space, cell_plan, mixed_operations, recompute=False, **kwargs):
         super().__init__(autocast=False, **kwargs)  # samples stay float32
-        self._space, self._plan, self._recompute = space, cell_plan, recompute
+        self._space, self._plan, self.recompute = space, cell_plan, recompute
         self.preprocess0, self.preprocess1 = preprocessing(cell_plan, "batch_statistics", "cell")
         self._mixed = {}
         self._edges = {}  # stride -> indices of the edges that have it
@@ -128,7 +128,7 @@ class SearchCell(keras.layers.Layer):
         Returns:
           `[batch, n, n, nodes * channels]`.
         """
-        if not self._recompute:
+        if not self.recompute:
             return self._nodes(inputs_0, inputs_1, samples, gates, gradients_to)
         variables = self.trainable_variables
 

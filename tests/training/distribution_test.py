@@ -168,6 +168,17 @@ def test_seeds_fix_python_numpy_and_initial_weights(deterministic, monkeypatch):
 # Precision and XLA.
 
 
+@pytest.mark.parametrize("before", [True, False])
+def test_functions_run_as_written_within_and_as_before_after(before, monkeypatch):
+    options = {"function_optimization": before}
+    monkeypatch.setattr(tf.config.optimizer, "get_experimental_options", lambda: dict(options))
+    monkeypatch.setattr(tf.config.optimizer, "set_experimental_options", options.update)
+    with pytest.raises(KeyError), distribution.functions_as_written():
+        assert options == {"function_optimization": False}
+        raise KeyError
+    assert options == {"function_optimization": before}
+
+
 def test_a_scope_sets_the_precision_and_takes_it_back():
     with distribution.precision_scope("mixed_bfloat16"):
         assert keras.layers.Dense(1).compute_dtype == "bfloat16"

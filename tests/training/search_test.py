@@ -330,8 +330,10 @@ def test_a_search_takes_a_step_at_any_size_that_halves_twice(config, resolution)
 
 
 def test_the_supernet_has_the_settings_of_its_configuration(config):
-    config = replace(config, search={"mixing": "softmax", "initial_log_dropout_rate": -2.0, "gradient_clip_norm": 3.0}, seed=5)
+    settings = {"mixing": "softmax", "initial_log_dropout_rate": -2.0, "gradient_clip_norm": 3.0, "recompute": True}
+    config = replace(config, search=settings, seed=5)
     supernet = build_supernet(config, (8, 8, 1), 10, steps=7)
+    assert all(cell.recompute for cell in supernet.cells)
     assert (supernet.plan.channels, len(supernet.plan.cells), supernet.plan.classes, supernet.plan.image_channels) == (4, 3, 10, 1)
     assert (supernet.kl_weight, supernet.gradient_clip_norm, supernet.seed) == (0.05, 3.0, 5)
     for layer in (*supernet.operation_dropout.values(), *supernet.edge_dropout.values()):
