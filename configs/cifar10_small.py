@@ -5,8 +5,9 @@
 DIR holds a prepared TFDS cifar10 (`tfds build cifar10 --data_dir=DIR`). Seed 0, on one of two shared cores while tests ran on both: the
 search took 22.5 minutes, its sampled networks rose from 0.44 to 0.50 on the architecture half while the expected operations fell from
 189 to 82 of 196; `mode` keeps 37 and 47 of 98 operations, the budget of 20 million multiply-adds 7 and 10. The deployed network of 3
-cells and 16 channels has 89,210 params and 19,778,048 macs; trained for 5 epochs (44.6 minutes) it got 0.7520 on the 10,000 test images.
-BUILD.md has three seeds of the search; the cells are `SI_VDNAS_cifar10_small_0` to `_2` of the zoo.
+cells and 16 channels has 89,210 params and 19,778,048 macs; trained for 5 epochs (44.6 minutes; at the pace of seed 2's last three
+epochs, one core and nothing beside it, 28) it got 0.7520 on the 10,000 test images. BUILD.md has three seeds; their cells are
+`SI_VDNAS_cifar10_small_0` to `_2` of the zoo.
 
 Mixing is an average, so that the supernet starts with small logits; four epochs pass before the architecture moves; kl_weight is small
 enough for the loss, too, to have a say in the dropout rates.
