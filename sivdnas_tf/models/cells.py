@@ -137,7 +137,7 @@ class SearchCell(keras.layers.Layer):
             with keras.StatelessScope(state_mapping=list(zip(variables, tensors, strict=True))):
                 return self._nodes(inputs_0, inputs_1, samples, gates, gradients_to)
 
-        # As tensors: what recompute_grad knows of variables does not hold for those of several replicas.
+        # As tensors, which recompute_grad treats like its other arguments, whatever kind of variable the strategy made.
         return nodes(inputs_0, inputs_1, samples, *(tf.convert_to_tensor(variable) for variable in variables))
 
     def _nodes(self, inputs_0, inputs_1, samples, gates, gradients_to):

@@ -158,8 +158,8 @@ def set_seeds(seed, deterministic):
 def functions_as_written():
     """Within, TensorFlow runs traced functions as they are, without a variant for each set of outputs that a call leaves unused.
 
-    For a supernet, whose few functions are called a hundred times each and compute nothing that is not asked for, making, optimizing and
-    starting the variants is most of what comes before the first step, and gains nothing after it.
+    For a supernet, whose few functions are called a hundred times each and compute little that is not asked for, making, optimizing and
+    starting the variants takes seconds before the first step, for nothing.
     """
     before = tf.config.optimizer.get_experimental_options().get("function_optimization", True)
     tf.config.optimizer.set_experimental_options({"function_optimization": False})
