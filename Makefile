@@ -10,7 +10,7 @@ quickstart: $(STAMP)
 	$(RUN) sivdnas_tf run --config=configs/quickstart.py --workdir=runs/quickstart
 
 test: lint
-	$(RUN) pytest -m "not slow" --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(RUN) pytest -m "not slow" --numprocesses=auto --maxprocesses=4 --dist=loadgroup
 
 test-slow: $(STAMP)
 	$(RUN) pytest -m slow

@@ -23,6 +23,14 @@ def pytest_configure(config):
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 
 
+@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in this hook
+def pytest_collection_modifyitems(items):
+    """Gives a process whole files (`--dist=loadgroup`), and one process all files that need the finished run, which takes a minute."""
+    needs_run = {item.path for item in items if not {"searched", "trained"}.isdisjoint(item.fixturenames)}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("run" if item.path in needs_run else item.path.name))
+
+
 @pytest.fixture(scope="session")
 def read_events():
     """A function of a TensorBoard directory to its scalars and histograms: `{tag: {step: value}}` each."""

@@ -31,17 +31,39 @@ def supernet(precision="float32", **kwargs):
     return network
 
 
-def stepped(network, jit_compile=False):
-    """The logs of a step and every variable's change."""
-    before = values(network.trainable_variables)
-    logs = tf.function(network.bilevel_step, autograph=False, jit_compile=jit_compile)(DATA)
-    changes = [new - old for old, new in zip(before, values(network.trainable_variables), strict=True)]
-    return {name: float(value) for name, value in logs.items()}, changes
+class Stepping:
+    """A supernet and its step, traced once: every step starts from the same weights."""
+
+    def __init__(self, precision="float32", jit_compile=False):
+        self.network = supernet(precision)
+        self._initial = values(self._variables())
+        self._step = tf.function(self.network.bilevel_step, autograph=False, jit_compile=jit_compile)
+
+    def _variables(self):
+        network = self.network
+        return [*network.variables, *network.weight_optimizer.variables, *network.architecture_optimizer.variables]
+
+    def reset(self):
+        for variable, value in zip(self._variables(), self._initial, strict=True):
+            variable.assign(value)
+        return self
+
+    def step(self):
+        """The logs of a step and every variable's change."""
+        before = values(self.network.trainable_variables)
+        logs = self._step(DATA)
+        changes = [new - old for old, new in zip(before, values(self.network.trainable_variables), strict=True)]
+        return {name: float(value) for name, value in logs.items()}, changes
 
 
 @pytest.fixture(scope="module")
 def plain():
-    return stepped(supernet())
+    return Stepping().step()
+
+
+@pytest.fixture(name="half", scope="module")
+def fixture_half():
+    return Stepping("mixed_float16")
 
 
 def assert_close(actual, expected, tolerance):
@@ -54,45 +76,44 @@ def assert_close(actual, expected, tolerance):
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("mixed_bfloat16", 0.05), ("mixed_float16", 0.01)])
-def test_a_step_in_mixed_precision_is_nearly_that_of_float32(precision, tolerance, plain):
-    network = supernet(precision)
+def test_a_step_in_mixed_precision_is_nearly_that_of_float32(precision, tolerance, plain, half):
+    stepping = half.reset() if precision == "mixed_float16" else Stepping(precision)
+    network = stepping.network
     assert keras.config.dtype_policy().name == "float32"
     assert {variable.dtype for variable in network.trainable_variables} == {"float32"}
     cell = network.cells[0]
     assert cell.compute_dtype == precision.removeprefix("mixed_") and network(DATA[0][0]).dtype == tf.float32
     assert all(sample.dtype == tf.float32 for sample, _ in network.samples(network.draw(0)).values())
-    result = stepped(network)
+    result = stepping.step()
     assert_close(result, plain, tolerance)
     assert any((new != old).any() for new, old in zip(result[1], plain[1], strict=True))  # another arithmetic it is
 
 
-def test_a_step_whose_gradients_overflow_is_skipped_and_the_next_one_is_not():
-    network = supernet("mixed_float16")
+def test_a_step_whose_gradients_overflow_is_skipped_and_the_next_one_is_not(half):
+    network = half.reset().network
     optimizer, before = network.weight_optimizer, values(network.weight_variables)
     optimizer.dynamic_scale.assign(2.0**60)
-    logs, _ = stepped(network)
+    logs, _ = half.step()
     assert all(np.isfinite(value) for value in logs.values())
     assert_same(before, values(network.weight_variables))
     assert float(optimizer.dynamic_scale) == 2.0**59 and int(optimizer.iterations) == 0
     optimizer.dynamic_scale.assign(2.0**10)
-    _, changes = stepped(network)
+    _, changes = half.step()
     assert all(np.isfinite(change).all() for change in changes) and any(change.any() for change in changes)
     assert float(optimizer.dynamic_scale) == 2.0**10 and int(optimizer.iterations) == 1
 
 
-def test_gradients_are_clipped_and_decayed_as_without_a_scale():
-    network = supernet("mixed_float16")
-    network.weight_optimizer.dynamic_scale.assign(1.0)
-    small = stepped(network)
-    other = supernet("mixed_float16")
-    other.weight_optimizer.dynamic_scale.assign(2.0**8)
-    assert_close(stepped(other), small, 0.01)
+def test_gradients_are_clipped_and_decayed_as_without_a_scale(half):
+    steps = []
+    for scale in (1.0, 2.0**8):
+        half.reset().network.weight_optimizer.dynamic_scale.assign(scale)
+        steps.append(half.step())
+    assert_close(*reversed(steps), 0.01)
 
 
-def test_xla_computes_the_same_step_with_the_same_draw(monkeypatch):
+def test_xla_computes_the_same_step_with_the_same_draw(monkeypatch, plain):
     # XLA's stateless random numbers are others: given those of TensorFlow, everything else must agree.
-    plain, compiled = supernet(), supernet()
-    draw = plain.draw(0)
-    for network in (plain, compiled):
-        monkeypatch.setattr(network, "draw", lambda step, batch_size: draw)
-    assert_close(stepped(compiled, jit_compile=True), stepped(plain), 1e-4)
+    compiled = Stepping(jit_compile=True)
+    draw = compiled.network.draw(0)
+    monkeypatch.setattr(compiled.network, "draw", lambda step, batch_size: draw)
+    assert_close(compiled.step(), plain, 1e-4)

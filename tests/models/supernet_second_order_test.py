@@ -88,12 +88,12 @@ def test_the_gradient_is_that_through_the_step_of_the_weights_and_leaves_them_bi
     assert np.abs(gradients_of_a_step(supernet, order=1)[1] - expected).max() > 0.02 * largest  # what first order leaves out shows
 
 
-def test_a_whole_step_of_second_order_runs_on_the_real_network():
+def test_a_step_of_second_order_runs_on_the_real_network():
     plan = plan_network("cifar", channels=4, cells=3, classes=3, resolution=8, image_channels=1, multipliers=(2, 2))
     network = Supernet(TINY, plan)
     network.compile(keras.optimizers.SGD(0.1, momentum=0.9), keras.optimizers.SGD(0.1), hypergradient_order=2)
     architecture = values(network.architecture_variables)
-    logs = tf.function(network.bilevel_step, autograph=False)((WEIGHT_BATCH, ARCHITECTURE_BATCH))
+    logs = tf.function(network.architecture_step, autograph=False)((WEIGHT_BATCH, ARCHITECTURE_BATCH))
     assert all(np.isfinite(value) for value in logs.values())
     assert all(not np.array_equal(*pair) for pair in zip(architecture, values(network.architecture_variables), strict=True))
 

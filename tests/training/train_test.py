@@ -312,13 +312,21 @@ def test_a_step_is_sgd_on_the_training_loss(config, digits):
         np.testing.assert_allclose(variable.numpy(), value, rtol=1e-3, atol=1e-5)
 
 
+@pytest.fixture(name="plain", scope="module")
+def fixture_plain(config, digits, tmp_path_factory):
+    """A short training in float32: its configuration and its only record."""
+    run_dir, config = RunDir(tmp_path_factory.mktemp("plain")), replace(config, train={"epochs": 1, "learning_rate": 0.01})
+    run_train(config, SMALL, digits, run_dir, say=lambda line: None)
+    (record,) = run_dir.read_metrics("train")
+    return config, record
+
+
 @pytest.mark.parametrize("changes", [{"precision": "mixed_bfloat16"}, {"precision": "mixed_float16"}, {"jit_compile": True}])
-def test_precision_and_xla_train_nearly_alike(config, digits, tmp_path, changes):
-    other, run_dir = replace(config, train={"epochs": 1, "learning_rate": 0.01, **changes}), RunDir(tmp_path / "other")
+def test_precision_and_xla_train_nearly_alike(plain, digits, tmp_path, changes):
+    (config, expected), run_dir = plain, RunDir(tmp_path)
+    other = replace(config, train=changes)
     run_train(other, SMALL, digits, run_dir, say=lambda line: None)
-    plain = RunDir(tmp_path / "plain")
-    run_train(replace(other, train={"precision": "float32", "jit_compile": False}), SMALL, digits, plain, say=lambda line: None)
-    (record,), (expected,) = run_dir.read_metrics("train"), plain.read_metrics("train")
+    (record,) = run_dir.read_metrics("train")
     for name in ("loss", "holdout_loss"):
         assert record[name] == pytest.approx(expected[name], rel=0.05)
     model = load_trained(other, SMALL, digits, run_dir)
