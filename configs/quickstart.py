@@ -21,11 +21,11 @@ def get_config():
 
     config.search.channels = 4
     config.search.cells = 3
-    config.search.epochs = 14
+    config.search.epochs = 8
     config.search.warmup_epochs = 2
-    config.search.batch_size = 32
-    # 240 architecture steps: learning rate x steps = 12 lets log delta rise from -5 far above 0 (METHOD.md section 2).
-    config.search.architecture_learning_rate = 0.05
+    config.search.batch_size = 64
+    # 60 architecture steps: learning rate x steps = 9.6 lets log delta rise from -5 above 0 (METHOD.md section 2).
+    config.search.architecture_learning_rate = 0.16
     config.search.kl_weight = 0.05
 
     config.train.channels = 16

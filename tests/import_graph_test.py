@@ -29,6 +29,7 @@ LAYERS = {
         "training.schedules",
         "training.hypergradient",
         "training.distribution",
+        "training.tracing",
     ),
     2: (
         "layers.operations",

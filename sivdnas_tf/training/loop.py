@@ -21,6 +21,7 @@ import tqdm
 
 from sivdnas_tf.errors import Interrupted, NonFiniteError, StorageError
 from sivdnas_tf.training.distribution import distributed, workers_together
+from sivdnas_tf.training.tracing import AheadTracer
 
 # What TensorFlow raises for a checkpoint whose files are damaged or gone, and for a truncated one.
 _UNREADABLE = (tf.errors.OpError, IndexError)
@@ -98,7 +99,7 @@ class Loop:
             self._checkpoint, str(run_dir.file(f"{plan.stage}/checkpoints")), max_to_keep=checkpoint_config.keep
         )
         self._last_save = time.monotonic()
-        self._compiled = {}
+        self._compiled, self._tracer = {}, AheadTracer()
 
     def run(self):
         """Runs to the last epoch and returns the records of metrics.jsonl.
@@ -115,7 +116,7 @@ class Loop:
         with self._writing():
             writer = tf.summary.create_file_writer(str(self.run_dir.file(f"{self.plan.stage}/tensorboard")))
             writer.init()
-        with _signals() as received, writer.as_default():
+        with self._tracer, _signals() as received, writer.as_default():
             for epoch in range(step // self.plan.steps_per_epoch, self.plan.epochs):
                 with workers_together(self.plan.stage, self.strategy, self._where):
                     record = self._run_epoch(epoch, received)
@@ -192,13 +193,16 @@ class Loop:
         plan.on_epoch_begin(epoch)
         step_functions = [self._compile(function) for function in plan.step(epoch)]
         batches = distributed(self.strategy, plan.batches(epoch, skip))
+        coming = [*step_functions, *(self._compile(function) for function in plan.step(plan.epochs - 1))]
         sums, started = self._sums.numpy() if skip else np.zeros(self._sums.shape), time.monotonic()
         seconds_before, seen = sums[-1], {}
         with self._progress(epoch, skip) as progress:
             for batch in batches:
                 step = int(self._step.numpy())
                 plan.on_step_begin(step)
-                seen = {name: float(value) for function in step_functions for name, value in function(batch).items()}
+                if self.strategy.num_replicas_in_sync == 1:  # several replicas number their collectives as they are traced
+                    self._tracer.trace(coming, batch)
+                seen = {name: float(value) for function in step_functions for name, value in self._call(function, batch).items()}
                 self._check_finite(seen, step)
                 sums[:-2] += [seen.get(name, 0.0) for name in plan.metric_names]
                 sums[-2] += 1
@@ -209,6 +213,10 @@ class Loop:
                 progress.set_postfix({name: f"{sums[i] / sums[-2]:.4f}" for i, name in enumerate(plan.metric_names) if name in seen})
                 self._save_if_due(received)
         return self._record(epoch, sums, seen)
+
+    def _call(self, function, batch):
+        self._tracer.wait(function)
+        return function(batch)
 
     def _compile(self, step_function):
         """The function over all replicas as one tf.function, the same for the same function."""
