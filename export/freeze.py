@@ -45,6 +45,7 @@ def deployed_budget(config, image_shape, classes):
         image_channels=image_shape[2],
         macs=config.budget.macs,
         convention=config.budget.convention,
+        params=config.budget.params,
     )
 
 
@@ -57,18 +58,19 @@ def check_deployed_budget(config, genotype, datasets):
     return check_budget(genotype, budget, "the exported network")
 
 
-def with_preprocessing(network, preprocessing, mean, std):
+def with_preprocessing(network, preprocessing, mean, std, input_shape=None):
     """The deployed form of a network of one output: frozen, with named input and output, normalising where it is asked to.
 
     Args:
       network: a Keras model from normalised images to logits.
       preprocessing: "inside": the model takes pixel values from 0 to 255; "outside": it takes normalised images.
-      mean, std: of each channel in units of pixel / 255.
+      mean, std: of each channel in units of pixel / 255; not read with "outside".
+      input_shape: of an image, where the network leaves it open; None takes the network's.
 
     Returns:
       A Functional `keras.Model` with input "image", float32 `[batch, resolution, resolution, channels]`, and output "logits".
     """
-    images = keras.Input(network.input_shape[1:], name="image")
+    images = keras.Input(network.input_shape[1:] if input_shape is None else input_shape, name="image")
     inputs = Normalise(mean, std, name="normalise")(images) if preprocessing == "inside" else images
     logits = keras.layers.Identity(name="logits")(network(inputs))
     model = keras.Model(images, logits, name=network.name)

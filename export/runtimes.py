@@ -66,13 +66,14 @@ def full_float32():
         tf.config.experimental.enable_tensor_float_32_execution(enabled)
 
 
-def load(artifact_format, path, layout="nhwc"):
+def load(artifact_format, path, layout="nhwc", threads=None):
     """Loads an artifact in its runtime.
 
     Args:
       artifact_format: one of `FORMATS`.
       path: file, or SavedModel directory.
       layout: one of `LAYOUTS`, of the artifact's input. Whoever calls the `Runtime` gives images as "nhwc" all the same.
+      threads: of TFLite's interpreter; None is its own choice.
 
     Returns:
       A `Runtime`.
@@ -81,6 +82,8 @@ def load(artifact_format, path, layout="nhwc"):
       AgreementError: where the runtime does not take the artifact.
     """
     with failures_named("cannot be loaded in its runtime"), quiet():
+        if artifact_format == "tflite":
+            return _load_tflite(str(path), layout, threads)
         return _LOADERS[artifact_format](str(path), layout)
 
 
@@ -116,12 +119,12 @@ def _load_onnx(path, layout):
 _ONNX_DTYPES = {"tensor(float)": "float32"}
 
 
-def _load_tflite(path, layout):
+def _load_tflite(path, layout, threads=None):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # ai-edge-litert announces another interpreter at import
         from ai_edge_litert.interpreter import Interpreter
 
-    interpreter = Interpreter(model_path=path)
+    interpreter = Interpreter(model_path=path, num_threads=threads)
     signature = interpreter.get_signature_runner(SIGNATURE)
     details = _named(signature.get_input_details()["image"], signature.get_output_details()["logits"])
 

@@ -13,9 +13,10 @@ import typing
 
 from absl import flags, logging
 
-from sivdnas_tf import commands
+from sivdnas_tf import commands, pricing
 from sivdnas_tf.config import Config
 from sivdnas_tf.errors import ConfigError, Interrupted, NonFiniteError, StorageError, UserError, WorkerLostError, nearest
+from sivdnas_tf.profiling.costs import CONVENTIONS
 from sivdnas_tf.run_dir import RunDir, new_run_dir
 from sivdnas_tf.search_space import NETWORKS
 
@@ -72,6 +73,16 @@ _DEFINITIONS = {
     "cells": (flags.DEFINE_integer, None, "number of cells; 20 (cifar), 14 (imagenet) without it"),
     "classes": (flags.DEFINE_integer, None, "number of classes; 10 (cifar), 1000 (imagenet) without it"),
     "resolution": (flags.DEFINE_integer, None, "pixels a side; 32 (cifar), 224 (imagenet) without it"),
+    "model": (flags.DEFINE_string, None, "a .keras file, instead of --genotype; --resolution where its input is open"),
+    "budget_params": (flags.DEFINE_float, 0.0, "largest number of parameters; no limit without it"),
+    "convention": (flags.DEFINE_enum, "macs", "which multiply-adds the budget counts: macs or macs_ptflops", CONVENTIONS),
+    "fit": (flags.DEFINE_bool, False, "find the widest channels within the budget"),
+    "fit_cells": (flags.DEFINE_bool, False, "find the largest number of cells within the budget"),
+    "multiple_of": (flags.DEFINE_enum, "4", "what --fit's channels are a multiple of: 2, 4, 8 or 16", ("2", "4", "8", "16")),
+    "table": (flags.DEFINE_bool, False, "what each operation of each cell costs"),
+    "picture": (flags.DEFINE_string, None, "file for the same as SVG, of one genotype"),
+    "tf_profiler": (flags.DEFINE_bool, False, "run TensorFlow's profiler on the frozen network and reconcile it"),
+    "latency": (flags.DEFINE_bool, False, "measure Keras, TFLite and onnxruntime on this machine"),
     "json": (flags.DEFINE_bool, False, "one JSON object a line"),
     "formats": (flags.DEFINE_list, None, "any of saved_model, onnx, tflite, separated by commas; the configuration's without it"),
     "preprocessing": (flags.DEFINE_string, None, "inside or outside the model; the configuration's without it"),
@@ -237,15 +248,33 @@ def _export(values):
 
 
 def _profile(values):
-    commands.profile(
+    limits = {"macs": 600e6 if values.budget_macs is None else values.budget_macs, "convention": values.convention}
+    limits["params"] = values.budget_params
+    common = {"tf_profiler": values.tf_profiler, "latency": values.latency, "as_json": values.json}
+    if bool(values.genotype) == bool(values.model):
+        raise ConfigError(
+            f"profile needs --genotype or --model, one of them. Received: --genotype={values.genotype or ''} --model={values.model or ''}"
+        )
+    if values.model:
+        of_genotypes = ("network", "channels", "cells", "classes", "fit", "fit_cells", "table", "picture")
+        given = [f"--{name}" for name in of_genotypes if values[name].present]
+        if given:
+            raise ConfigError(f"--model is priced as it is: {', '.join(given)} belong to --genotype. Received: --model={values.model}")
+        pricing.profile_model(values.model, values.resolution, limits, **common)
+        return
+    if values.network is None:
+        raise ConfigError("profile needs --network: network built of the cells. Received: no --network")
+    pricing.profile(
         values.genotype.split(","),
         values.network,
-        values.channels,
-        values.cells,
-        values.classes,
-        values.resolution,
-        600e6 if values.budget_macs is None else values.budget_macs,
-        values.json,
+        {name: values[name].value for name in ("channels", "cells", "classes", "resolution")},
+        limits,
+        fit=values.fit,
+        fit_cells=values.fit_cells,
+        multiple_of=int(values.multiple_of),
+        table=values.table,
+        picture=values.picture,
+        **common,
     )
 
 
@@ -260,9 +289,13 @@ COMMANDS = {
     "train": Command("train a genotype", ("config", "workdir", "genotype", "overwrite"), ("config", "workdir"), _train),
     "evaluate": Command("measure the trained network", ("workdir", "split", "overwrite"), ("workdir",), _evaluate),
     "profile": Command(
-        "price genotypes",
-        ("genotype", "network", "channels", "cells", "classes", "resolution", "budget_macs", "json"),
-        ("genotype", "network"),
+        "price genotypes, or a Keras model",
+        (
+            *("genotype", "model", "network", "channels", "cells", "classes", "resolution"),
+            *("budget_macs", "budget_params", "convention", "fit", "fit_cells", "multiple_of"),
+            *("table", "picture", "tf_profiler", "latency", "json"),
+        ),
+        (),
         _profile,
     ),
     "export": Command(

@@ -4,9 +4,7 @@ TensorFlow is imported inside the functions that need it: `profile`, `derive` an
 """
 
 import functools
-import json
 import os
-import sys
 
 from sivdnas_tf.config import Config, cluster_workers, replace
 from sivdnas_tf.data.description import read_description
@@ -98,7 +96,7 @@ def train(config, run_dir, genotype=None, overwrite=False, say=print):
         )
     costs.check_budget(given, config.budget)
     _check_config(config, run_dir, "train", overwrite)
-    _say_converted(converted)
+    registry.say_converted(converted)
     say = _start(config, say)
     from sivdnas_tf.training.train import run_train
 
@@ -180,48 +178,6 @@ def report(run_dir, say=print):
     say(f"report: {write_report(run_dir)}")
 
 
-def profile(genotypes, network, channels, cells, classes, resolution, budget_macs, as_json, say=print):
-    """Prices genotypes by closed formulas and prints a table, or one JSON object a line; None takes the network's usual size."""
-    budget_macs = replace(Config(), budget={"macs": budget_macs}).budget.macs  # checked as a configuration's
-    usual = {"cifar": (36, 20, 10, 32), "imagenet": (48, 14, 1000, 224)}[network]
-    given = (channels, cells, classes, resolution)
-    size = {
-        name: default if value is None else value
-        for name, default, value in zip(("channels", "cells", "classes", "resolution"), usual, given, strict=True)
-    }
-    rows, converted = [], []
-    for name in genotypes:
-        genotype = registry.resolve(name, converted.append)
-        cost = costs.network_cost(genotype, network=network, **size)
-        rows.append(
-            {
-                "name": genotype.name,
-                "network": network,
-                **size,
-                "params": cost.params,
-                "macs": cost.macs,
-                "macs_ptflops": cost.macs_ptflops,
-                "within_budget": cost.macs <= budget_macs,
-            }
-        )
-    _say_converted(converted)
-    for line in (json.dumps(row) for row in rows) if as_json else _profile_lines(rows, budget_macs):
-        say(line)
-
-
-def _profile_lines(rows, budget_macs):
-    width = max(len("genotype"), *(len(row["name"]) for row in rows))
-    first = rows[0]
-    yield (
-        f"{first['network']} network, {first['channels']} channels, {first['cells']} cells, {first['classes']} classes, "
-        f"{first['resolution']}x{first['resolution']}; budget {budget_macs:,.15g} macs"
-    )
-    yield f"{'genotype':{width}}  {'params':>12}  {'macs':>14}  {'macs_ptflops':>14}  within budget"
-    for row in rows:
-        within = "yes" if row["within_budget"] else "no"
-        yield f"{row['name']:{width}}  {row['params']:>12,}  {row['macs']:>14,}  {row['macs_ptflops']:>14,}  {within}"
-
-
 def dry_run(config, say=print):
     """Says what `run` would do and cost, reading the images but writing nothing."""
     import_tensorflow()
@@ -261,12 +217,6 @@ def _start(config, say):
 
 def _say_nothing(line):
     del line
-
-
-def _say_converted(lines):
-    """Says what was converted on standard error: standard output may be JSON lines."""
-    for line in lines:
-        print(f"sivdnas_tf: {' '.join(line.splitlines())}", file=sys.stderr)
 
 
 def _check_config(config, run_dir, stage, overwrite):

@@ -136,6 +136,7 @@ class BudgetConfig:
       network, channels, cells, classes, resolution, image_channels: of the deployed network.
       macs: largest number of multiply-adds an image.
       convention: which count is held against it: "macs" (convolutions and dense layers) or "macs_ptflops".
+      params: largest number of parameters; 0 for no limit.
     """
 
     network: str = _field("imagenet", choices=NETWORKS)
@@ -146,6 +147,7 @@ class BudgetConfig:
     image_channels: int = _field(3, low=1)
     macs: float = _field(600e6, above=0.0)
     convention: str = _field("macs", choices=("macs", "macs_ptflops"))
+    params: float = _field(0.0, low=0.0)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from sivdnas_tf.errors import ConfigError, nearest
 from sivdnas_tf.genotype import Cell, Edge, Genotype
 from sivdnas_tf.posterior import Posterior
-from sivdnas_tf.profiling.costs import check_budget, cost_in, deployed_cost
+from sivdnas_tf.profiling.costs import budget_text, check_budget, cost_in, cost_text, deployed_cost, fits_budget
 from sivdnas_tf.search_space import CELL_TYPES, get_search_space
 
 RULES = ("budget", "mode", "sample")
@@ -134,11 +134,12 @@ def _raise_threshold(posterior, budget):
     cheapest = None
     for threshold in _thresholds(posterior):
         cells = _threshold_cells(posterior, threshold)
-        cost = cost_in(deployed_cost(_to_genotype(cells, posterior, ""), budget), budget.convention)
-        if cost <= budget.macs:
+        cost = deployed_cost(_to_genotype(cells, posterior, ""), budget)
+        if fits_budget(cost, budget):
             return threshold, cells
-        if cheapest is None or cost < cheapest[0]:
-            cheapest = (cost, threshold, cells)
+        multiply_adds = cost_in(cost, budget.convention)
+        if cheapest is None or multiply_adds < cheapest[0]:
+            cheapest = (multiply_adds, threshold, cells)
     return cheapest[1:]
 
 
@@ -187,7 +188,7 @@ def _raised(threshold, mode_cost, budget):
         return {"raised": False, "warning": None}
     warning = (
         f"the search ended too dense: keeping every keep_probability >= {MODE_THRESHOLD} costs "
-        f"{cost_in(mode_cost, budget.convention):,} {budget.convention}, over the budget of {budget.macs:,.15g}; the threshold had to be "
+        f"{cost_text(mode_cost, budget)}, over the budget of {budget_text(budget)}; the threshold had to be "
         f"raised to {threshold:.4f}, so that the budget, not the prior, pruned the rest. A larger search.kl_weight or more "
         "architecture steps prune more."
     )

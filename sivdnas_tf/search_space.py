@@ -131,6 +131,7 @@ class NetworkPlan:
 
 
 NETWORKS = ("cifar", "imagenet")
+MIN_CELLS = 3  # a normal cell and two reduction cells
 # Far above any published network; a mistyped number is refused instead of filling the memory.
 MAX_CELLS = 1000
 # How much the stem and the two reductions divide the resolution by; every division must be exact (factorized reduce takes even sizes).
@@ -198,8 +199,10 @@ def _check_plan(network, channels, cells, classes, resolution, image_channels):
     # ImageNet's stem starts at half the width, and factorized reduce splits a width in two.
     if channels < 2 or channels % 2:
         raise ConfigError(f"channels must be even and positive (factorized reduce splits them in two). Received: channels={channels}")
-    if cells < 3:
-        raise ConfigError(f"a network needs at least 3 cells, so that it has a normal and two reduction cells. Received: cells={cells}")
+    if cells < MIN_CELLS:
+        raise ConfigError(
+            f"a network needs at least {MIN_CELLS} cells, so that it has a normal and two reduction cells. Received: cells={cells}"
+        )
     if cells > MAX_CELLS:
         raise ConfigError(f"a network has at most {MAX_CELLS} cells. Received: cells={cells}")
     if classes < 2:

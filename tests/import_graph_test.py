@@ -21,6 +21,7 @@ LAYERS = {
         "layers.blocks",
         "layers.depthwise",
         "profiling.costs",
+        "profiling.tf_profiler",
         "data.augment",
         "data.collect",
         "data.description",
@@ -44,6 +45,7 @@ LAYERS = {
     4: ("models.supernet", "models.evaluation_network", "training.evaluate"),
     5: ("training.predict", "training.search", "training.train"),
     6: (
+        "report.costs_picture",
         "report.curves",
         "report.drawing",
         "report.dropped",
@@ -54,12 +56,12 @@ LAYERS = {
         "report.run_files",
         "report.sections",
     ),
-    7: ("commands", "__main__"),  # commands are what __main__ runs; the two share its licence to import export
+    7: ("pricing", "commands", "__main__"),  # what __main__ runs shares its licence to import export
 }
 LAYER_OF = {f"sivdnas_tf.{name}": layer for layer, names in LAYERS.items() for name in names}
-LAYER_OF |= {f"export.{name}": 6 for name in ("freeze", "pipeline", "runtimes", "saved_model", "to_onnx", "to_tflite", "verify")}
+LAYER_OF |= {f"export.{name}": 6 for name in ("freeze", "latency", "pipeline", "runtimes", "saved_model", "to_onnx", "to_tflite", "verify")}
 CONFIGS = ("configs.quickstart", "configs.cifar10", "configs.cifar10_convergence", "configs.cifar10_small")
-TOP = ("sivdnas_tf.commands", "sivdnas_tf.__main__")
+TOP = ("sivdnas_tf.pricing", "sivdnas_tf.commands", "sivdnas_tf.__main__")
 
 # Importing these must not import TensorFlow: a command can price, refuse or derive before it starts.
 TENSORFLOW_FREE = (

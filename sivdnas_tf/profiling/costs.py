@@ -18,7 +18,7 @@ import dataclasses
 import functools
 
 from sivdnas_tf.errors import BudgetError, ConfigError, GenotypeError, nearest
-from sivdnas_tf.search_space import EVALUATION_OPERATIONS, N_CELL_INPUTS, plan_network
+from sivdnas_tf.search_space import EVALUATION_OPERATIONS, MAX_CELLS, MIN_CELLS, N_CELL_INPUTS, plan_network
 
 CONVENTIONS = ("macs", "macs_ptflops")
 
@@ -109,17 +109,21 @@ def cell_cost(cell, cell_plan):
     Returns:
       A `Cost`.
     """
-    used, total = used_nodes(cell), Cost()
+    return _total(cost for _, cost in cell_parts(cell, cell_plan))
+
+
+def cell_parts(cell, cell_plan):
+    """What a cell is made of: pairs of a name, "preprocess 0", "preprocess 1" or an operation, and its `Cost`, as `cell_cost` adds them."""
+    used = used_nodes(cell)
     if 0 in used:
-        total += _preprocessing_cost(cell_plan.in_channels[0], cell_plan, halve=cell_plan.reduction_prev)
+        yield "preprocess 0", _preprocessing_cost(cell_plan.in_channels[0], cell_plan, halve=cell_plan.reduction_prev)
     if 1 in used:
-        total += _preprocessing_cost(cell_plan.in_channels[1], cell_plan, halve=False)
+        yield "preprocess 1", _preprocessing_cost(cell_plan.in_channels[1], cell_plan, halve=False)
     for edge in cell.edges:
         if edge.node in used:
             resolution = cell_plan.in_resolution if edge.predecessor < N_CELL_INPUTS else cell_plan.out_resolution
             stride = cell_plan.stride(edge.predecessor)
-            total += operation_cost(edge.operation, channels=cell_plan.channels, resolution=resolution, stride=stride)
-    return total
+            yield edge.operation, operation_cost(edge.operation, channels=cell_plan.channels, resolution=resolution, stride=stride)
 
 
 def network_cost(genotype, *, network, channels, cells, classes, resolution, image_channels=3):
@@ -135,13 +139,33 @@ def network_cost(genotype, *, network, channels, cells, classes, resolution, ima
     Raises:
       ConfigError: where no such network exists.
     """
+    parts = network_parts(
+        genotype,
+        network=network,
+        channels=channels,
+        cells=cells,
+        classes=classes,
+        resolution=resolution,
+        image_channels=image_channels,
+    )
+    return _total(cost for _, _, cost in parts)
+
+
+def network_parts(genotype, *, network, channels, cells, classes, resolution, image_channels=3):
+    """What a network is made of, for tables and pictures; arguments and errors as of `network_cost`, which is the sum.
+
+    Returns:
+      A list of `(place, name, Cost)` in the order of the network: place is "stem", "cell 0 normal" and so on, or "classifier"; name is as
+      of `cell_parts`, or that of the place.
+    """
     plan = _plan(genotype, network, channels, cells, classes, resolution, image_channels)
     used = _used_tensors(genotype, plan)
-    total = _stem_cost(plan, stem_1_used=1 in used) + _classifier_cost(plan)
+    parts = [("stem", "stem", _stem_cost(plan, stem_1_used=1 in used))]
     for cell_plan in plan.cells:
         if cell_plan.index + N_CELL_INPUTS in used:
-            total += cell_cost(genotype.cell(cell_plan.cell_type), cell_plan)
-    return total
+            place = f"cell {cell_plan.index} {cell_plan.cell_type}"
+            parts += [(place, name, cost) for name, cost in cell_parts(genotype.cell(cell_plan.cell_type), cell_plan)]
+    return [*parts, ("classifier", "classifier", _classifier_cost(plan))]
 
 
 def auxiliary_head_params(genotype, *, network, channels, cells, classes, resolution, image_channels=3):
@@ -161,12 +185,28 @@ def deployed_cost(genotype, budget):
     return network_cost(genotype, **_deployed_network(budget))
 
 
-def widest_channels(genotype, budget):
-    """The largest even `channels` at which the deployed network fits `budget` (a `config.BudgetConfig`); None where none does."""
+def fits_budget(cost, budget):
+    """Whether a `Cost` is within the multiply-adds and the parameters of a `config.BudgetConfig`."""
+    return cost_in(cost, budget.convention) <= budget.macs and (not budget.params or cost.params <= budget.params)
 
-    def fits(half_channels):
-        network = {**_deployed_network(budget), "channels": 2 * half_channels}
-        return cost_in(network_cost(genotype, **network), budget.convention) <= budget.macs
+
+def budget_text(budget):
+    """The limits of a `config.BudgetConfig` for a message: "600,000,000 macs", with the parameters where they are limited."""
+    return f"{budget.macs:,.15g} {budget.convention}" + (f" and {budget.params:,.15g} params" if budget.params else "")
+
+
+def cost_text(cost, budget):
+    """What of a `Cost` is held against a `config.BudgetConfig`, for a message."""
+    return f"{cost_in(cost, budget.convention):,} {budget.convention}" + (f" and {cost.params:,} params" if budget.params else "")
+
+
+def widest_channels(genotype, budget, multiple=2):
+    """The largest `channels`, a multiple of `multiple` (even), at which the deployed network fits `budget`; None where none does."""
+    if multiple < 2 or multiple % 2:
+        raise ConfigError(f"channels are a multiple of an even number (factorized reduce splits them in two). Received: {multiple}")
+
+    def fits(times):
+        return fits_budget(network_cost(genotype, **{**_deployed_network(budget), "channels": multiple * times}), budget)
 
     high = 1
     while fits(high):  # ends, because every width costs more than a narrower one
@@ -175,7 +215,19 @@ def widest_channels(genotype, budget):
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle) else (low, middle)
-    return 2 * low or None
+    return multiple * low or None
+
+
+def deepest_cells(genotype, budget):
+    """The largest number of cells with which the deployed network fits a `config.BudgetConfig` at its width; None where none does."""
+
+    def fits(cells):
+        return fits_budget(network_cost(genotype, **{**_deployed_network(budget), "cells": cells}), budget)
+
+    cells = MIN_CELLS - 1
+    while cells < MAX_CELLS and fits(cells + 1):  # one more cell lengthens one of the three stages, and shortens none
+        cells += 1
+    return cells if cells >= MIN_CELLS else None
 
 
 def check_budget(genotype, budget, subject="the deployed network"):
@@ -190,13 +242,12 @@ def check_budget(genotype, budget, subject="the deployed network"):
       The deployed network's `Cost`.
     """
     cost = deployed_cost(genotype, budget)
-    received = cost_in(cost, budget.convention)
-    if received > budget.macs:
+    if not fits_budget(cost, budget):
         widest = widest_channels(genotype, budget)
         advice = f"channels={widest} is the widest that would fit" if widest else "no width would fit"
         raise BudgetError(
-            f"{subject} costs more than the budget allows. Expected at most {budget.macs:,.15g} {budget.convention}; {advice}. "
-            f"Received: {received:,} {budget.convention} at network={budget.network}, channels={budget.channels}, "
+            f"{subject} costs more than the budget allows. Expected at most {budget_text(budget)}; {advice}. "
+            f"Received: {cost_text(cost, budget)} at network={budget.network}, channels={budget.channels}, "
             f"cells={budget.cells}, resolution={budget.resolution}, classes={budget.classes}"
         )
     return cost
@@ -236,6 +287,10 @@ def _plan(genotype, network, channels, cells, classes, resolution, image_channel
 def _deployed_network(budget):
     names = ("network", "channels", "cells", "classes", "resolution", "image_channels")
     return {name: getattr(budget, name) for name in names}
+
+
+def _total(costs):
+    return sum(costs, Cost())
 
 
 def _strided(resolution, stride):

@@ -13,6 +13,7 @@ import functools
 import importlib.resources
 import json
 import os
+import sys
 
 from sivdnas_tf import darts_genotype
 from sivdnas_tf.errors import GenotypeError, nearest
@@ -74,3 +75,9 @@ def resolve(name_or_path, say=lambda line: None):
     if converted:
         say(converted)
     return genotype
+
+
+def say_converted(lines):
+    """Says what `resolve` converted on standard error: standard output may be JSON lines."""
+    for line in lines:
+        print(f"sivdnas_tf: {' '.join(line.splitlines())}", file=sys.stderr)
