@@ -7,7 +7,7 @@ import concurrent.futures
 
 
 class AheadTracer:
-    """Traces `tf.function`s one after the other, in the order in which they are asked for. A context manager: leaving it ends the thread."""
+    """Traces `tf.function`s one after the other, in the order asked for. A context manager: leaving it ends the thread."""
 
     def __init__(self):
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="tracing")
