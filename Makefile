@@ -13,7 +13,7 @@ test: lint
 	$(RUN) pytest -m "not slow" --numprocesses=auto --maxprocesses=4 --dist=loadgroup
 
 test-slow: $(STAMP)
-	$(RUN) pytest -m slow
+	$(RUN) pytest -m slow --numprocesses=auto --maxprocesses=4 --dist=load
 
 lint: $(STAMP)
 	$(RUN) ruff check .

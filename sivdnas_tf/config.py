@@ -69,6 +69,8 @@ class SearchConfig:
         last two compute every operation in the architecture's step, at its full price.
       gate_temperature: of "relaxed".
       kl_weight: what the KL divergence is multiplied by beside the batch-mean cross-entropy; 1 / N is the ELBO as written.
+      cost_scale: what the expected multiply-adds of the deployed network, as a share of `budget.macs`, are multiplied by in the
+        architecture's loss: steers the search to the budget.
       prior_gap_decay: what (1 - lambda)^2 is multiplied by an epoch, after the warm-up.
       hypergradient_order: of the architecture's gradient: 1, as if the weights did not depend on the architecture, or 2, through one step
         of theirs (DARTS' unrolled gradient; about three times the time of a step).
@@ -98,6 +100,7 @@ class SearchConfig:
     gate_gradient: str = _field("none", choices=("none", "straight_through", "relaxed"))
     gate_temperature: float = _field(0.5, above=0.0)
     kl_weight: float = _field(0.01, low=0.0)
+    cost_scale: float = _field(0.0, low=0.0)
     prior_gap_decay: float = _field(0.95, above=0.0, high=1.0)
     hypergradient_order: int = _field(1, low=1, high=2)
     architecture_learning_rate: float = _field(3e-4, above=0.0)
@@ -276,7 +279,8 @@ class Config:
     def stage_settings(self, stage):
         """The fields that the result of stage "search" or "train" depends on: the run directory's record of it."""
         values = self.to_dict()
-        return {key: values[key] for key in ("seed", "deterministic", "data", stage)}
+        steered = stage == "search" and self.search.cost_scale > 0
+        return {key: values[key] for key in ("seed", "deterministic", "data", stage, *(["budget"] if steered else []))}
 
     @classmethod
     def from_dict(cls, values):

@@ -252,6 +252,24 @@ class Supernet(keras.Model):
             terms.append(edges.kl_divergence(draw[cell_type].edges, self.edge_prior_gap))
         return tf.add_n(terms)
 
+    def expected_cost(self, fixed, terms):
+        """Expected cost of a network whose gates are drawn, differentiable through the keep probabilities.
+
+        Args:
+          fixed: what does not depend on the gates.
+          terms: a dict from cell type to float `[E, P]`: what each operation of each edge adds; both as `costs.expected_cost_terms`, in any
+            unit.
+
+        Returns:
+          A float32 scalar in that unit.
+        """
+        total = tf.constant(fixed, tf.float32)
+        for cell_type in CELL_TYPES:
+            operations, edges = self.operation_dropout[cell_type], self.edge_dropout[cell_type]
+            kept = edges.keep_probability()[:, None] * operations.keep_probability()
+            total += tf.reduce_sum(kept * tf.constant(terms[cell_type], tf.float32))
+        return total
+
     def compile(
         self,
         weight_optimizer,
@@ -263,6 +281,8 @@ class Supernet(keras.Model):
         gradient_clip_norm=0.0,
         hypergradient_order=1,
         class_weights=None,
+        cost_scale=0.0,
+        cost_terms=None,
         run_eagerly=False,
     ):
         """Sets both optimizers and how the step uses them; under a strategy, call it inside `strategy.scope()`.
@@ -277,6 +297,8 @@ class Supernet(keras.Model):
           hypergradient_order: 1, or 2 for the architecture's gradient through one step of the weights (`hypergradient.second_order`); the
             weights' optimizer must then be a `keras.optimizers.SGD`.
           class_weights: float `[classes]` that an example's cross-entropy is multiplied by in both losses; None for 1.
+          cost_scale: of the expected cost in the architecture's loss; with 0, `cost_terms` is not read.
+          cost_terms: `(fixed, {cell type: float [E, P]})`, see `expected_cost`.
           run_eagerly: whether `fit` runs without tf.function, for debugging.
 
         Raises:
@@ -294,7 +316,7 @@ class Supernet(keras.Model):
         weight_optimizer.build(self.weight_variables)
         architecture_optimizer.build(self.architecture_variables)
         self.kl_weight, self.gradient_clip_norm, self._class_weights = kl_weight, gradient_clip_norm, class_weights
-        self.hypergradient_order = hypergradient_order
+        self.hypergradient_order, self._cost_scale, self._cost_terms = hypergradient_order, cost_scale, cost_terms
         self._weight_decays = [weight_decay] * len(self.weight_variables)
         decayed, undecayed = len(self.mixing_variables), len(self.dropout_rate_variables)
         self._architecture_weight_decays = [architecture_weight_decay] * decayed + [0.0] * undecayed
@@ -327,7 +349,16 @@ class Supernet(keras.Model):
         def loss():
             own = self.differentiable(draw, step)
             logits, divergence = self(images, draw=own, compute_all=compute_all, gradients_to=gradients_to), self.kl_divergence(own)
-            value = objective.architecture_loss(labels, logits, divergence, self.kl_weight, self._class_weights)
+            expected_cost = self.expected_cost(*self._cost_terms) if self._cost_scale else 0.0
+            value = objective.architecture_loss(
+                labels,
+                logits,
+                divergence,
+                self.kl_weight,
+                self._class_weights,
+                expected_cost=expected_cost,
+                cost_scale=self._cost_scale,
+            )
             return value, (logits, divergence)
 
         def training_loss():

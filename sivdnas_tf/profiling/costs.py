@@ -18,7 +18,7 @@ import dataclasses
 import functools
 
 from sivdnas_tf.errors import BudgetError, ConfigError, GenotypeError, nearest
-from sivdnas_tf.search_space import EVALUATION_OPERATIONS, MAX_CELLS, MIN_CELLS, N_CELL_INPUTS, plan_network
+from sivdnas_tf.search_space import CELL_TYPES, EVALUATION_OPERATIONS, MAX_CELLS, MIN_CELLS, N_CELL_INPUTS, plan_network
 
 CONVENTIONS = ("macs", "macs_ptflops")
 
@@ -183,6 +183,36 @@ def auxiliary_head_params(genotype, *, network, channels, cells, classes, resolu
 def deployed_cost(genotype, budget):
     """`network_cost` of the network that a `config.BudgetConfig` describes."""
     return network_cost(genotype, **_deployed_network(budget))
+
+
+def expected_cost_terms(space, budget):
+    """What the deployed network of a `config.BudgetConfig` costs in expectation, as a function of keep probabilities.
+
+    An operation is computed where its own gate and its edge's are 1, in every cell of its type, so that with K operations' and k edges'
+    keep probabilities the expectation is  fixed + sum_types sum_e k_e sum_p K_ep term_ep.  Left out: that a node keeps one edge whatever
+    the draw, and that nothing feeds on an unused node.
+
+    Args:
+      space: the `SearchSpace`.
+      budget: `config.BudgetConfig`.
+
+    Returns:
+      `(fixed, {"normal": [E][P], "reduction": [E][P]})`, in the budget's convention: stem, preprocessing and classifier, and what each
+      operation of each edge adds.
+    """
+    network = _deployed_network(budget)
+    plan = plan_network(network.pop("network"), **network, multipliers=(space.n_nodes, space.n_nodes))
+    fixed = _stem_cost(plan, stem_1_used=True) + _classifier_cost(plan)
+    terms = {cell_type: [[0] * len(space.primitives) for _ in space.edges] for cell_type in CELL_TYPES}
+    for cell_plan in plan.cells:
+        for index, halve in enumerate((cell_plan.reduction_prev, False)):
+            fixed += _preprocessing_cost(cell_plan.in_channels[index], cell_plan, halve)
+        for row, (predecessor, _) in zip(terms[cell_plan.cell_type], space.edges, strict=True):
+            resolution = cell_plan.in_resolution if predecessor < N_CELL_INPUTS else cell_plan.out_resolution
+            size = {"channels": cell_plan.channels, "resolution": resolution, "stride": cell_plan.stride(predecessor)}
+            for index, primitive in enumerate(space.primitives):
+                row[index] += cost_in(operation_cost(primitive, **size), budget.convention)
+    return cost_in(fixed, budget.convention), terms
 
 
 def fits_budget(cost, budget):

@@ -46,15 +46,20 @@ def cross_entropy(labels, logits, label_smoothing=0.0, weights=None):
     return tf.reduce_mean(terms if weights is None else terms * tf.gather(weights, labels))
 
 
-def architecture_loss(labels, logits, kl_divergence, kl_weight, weights=None):
-    """What the architecture step minimises (Eq. 5): batch-mean cross-entropy + kl_weight * KL.
+def architecture_loss(labels, logits, kl_divergence, kl_weight, weights=None, *, expected_cost=0.0, cost_scale=0.0):
+    """What the architecture step minimises (Eq. 5): batch-mean cross-entropy + kl_weight * KL, + cost_scale * expected_cost.
+
+    The last term is not the paper's, and 0 unless it is asked for.
 
     Args:
       labels, logits: of the architecture half; see `cross_entropy`, also for `weights`.
       kl_divergence: scalar, in nats, summed over both cell types' operations and edges (Eq. 14), each parameter set once.
       kl_weight: 1 / (number of images) is the negative ELBO an image, as the paper writes it; see METHOD.md section 2.
+      expected_cost: scalar, the expected cost of the deployed network as a share of its budget.
+      cost_scale: at least 0.
     """
-    return cross_entropy(labels, logits, weights=weights) + kl_weight * kl_divergence
+    loss = cross_entropy(labels, logits, weights=weights) + kl_weight * kl_divergence
+    return loss + cost_scale * expected_cost if cost_scale else loss
 
 
 def training_loss(labels, logits, auxiliary_logits=None, *, auxiliary_weight=0.0, label_smoothing=0.0, weights=None):

@@ -10,6 +10,7 @@ from sivdnas_tf.data.augment import Augmentation
 from sivdnas_tf.data.datasets import as_datasets, bilevel_batches, steps_per_epoch, with_name_of
 from sivdnas_tf.errors import ConfigError, DataError
 from sivdnas_tf.models.supernet import Supernet
+from sivdnas_tf.profiling import costs
 from sivdnas_tf.run_dir import as_run_dir, write_json
 from sivdnas_tf.search_space import CELL_TYPES, get_search_space, plan_network
 from sivdnas_tf.training import objective, schedules
@@ -110,8 +111,16 @@ def build_supernet(config, image_shape, classes, steps, class_weights=None):
         gradient_clip_norm=search.gradient_clip_norm,
         hypergradient_order=search.hypergradient_order,
         class_weights=class_weights,
+        cost_scale=search.cost_scale,
+        cost_terms=_cost_terms(config, unit=config.budget.macs) if search.cost_scale else None,
     )
     return supernet
+
+
+def _cost_terms(config, unit=1.0):
+    """`costs.expected_cost_terms` of the deployed network as arrays, divided by `unit`."""
+    fixed, terms = costs.expected_cost_terms(get_search_space(config.search.search_space), config.budget)
+    return fixed / unit, {cell_type: np.array(rows) / unit for cell_type, rows in terms.items()}
 
 
 def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
@@ -146,6 +155,7 @@ def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
     steps = search_steps(config, datasets)
     supernet_plan(config, datasets.image_shape, len(datasets.class_names))
     _augmentation(config).check(datasets.image_shape)
+    cost_terms = _cost_terms(config)
     state = begin_stage(run_dir, strategy, "search", config.stage_settings("search"), overwrite)
     if is_chief(strategy):
         write_json(run_dir.file("config.json"), config.to_dict())
@@ -158,7 +168,7 @@ def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
     with workers_together("search", strategy), strategy.scope():
         supernet = build_supernet(config, datasets.image_shape, len(datasets.class_names), steps, weights)
     with own_run_dir(run_dir, strategy) as own, functions_as_written():
-        plan = _loop_plan(config, datasets, own, supernet, steps)
+        plan = _loop_plan(config, datasets, own, supernet, steps, cost_terms)
         Loop(plan, own, strategy, config.checkpoint, say, restore_from=run_dir).run()
         posterior = supernet.posterior(config.search.epochs)
         own.write_posterior(posterior)
@@ -169,10 +179,10 @@ def _augmentation(config):
     return Augmentation(crop_padding=config.data.crop_padding, flip=config.data.flip, cutout_length=config.search.cutout_length)
 
 
-def _loop_plan(config, datasets, run_dir, supernet, steps):
+def _loop_plan(config, datasets, run_dir, supernet, steps, cost_terms):
     search, augmentation = config.search, _augmentation(config)
     warm_up, bilevel = (supernet.weight_step,), (supernet.architecture_step, supernet.weight_step)
-    history = _History(run_dir, supernet)
+    history = _History(run_dir, supernet, *cost_terms)
 
     def on_epoch_begin(epoch):
         gap = schedules.prior_gap(epoch, search.warmup_epochs, search.prior_gap_decay)
@@ -225,23 +235,26 @@ def _summary(record):
 class _History:
     """search/posterior_history.npz: keep probabilities after each epoch, rewritten every epoch; resumes with the epochs before its own."""
 
-    def __init__(self, run_dir, supernet):
+    def __init__(self, run_dir, supernet, fixed_cost, cost_terms):
         self._run_dir, self._supernet = run_dir, supernet
+        self._fixed_cost, self._cost_terms = fixed_cost, cost_terms
         self._arrays = run_dir.read_npz(_HISTORY) if run_dir.file(_HISTORY).exists() else {}
 
     def append(self, epoch):
         """Adds the epoch, writes the file and TensorBoard's histograms; returns what the epoch's record says of the posterior."""
         posterior = self._supernet.posterior(epoch + 1)
-        new, expected = {"epoch": np.array(epoch + 1)}, 0.0
+        new, expected, cost = {"epoch": np.array(epoch + 1)}, 0.0, self._fixed_cost
         for cell_type in CELL_TYPES:
             cell = posterior.cell(cell_type)
             operations, edges = cell.operation_keep_probability, cell.edge_keep_probability
             new[f"{cell_type}_operation_keep_probability"], new[f"{cell_type}_edge_keep_probability"] = operations, edges
-            expected += float((operations * edges[:, np.newaxis]).sum())
+            kept = operations * edges[:, np.newaxis]
+            expected += float(kept.sum())
+            cost += float((kept * self._cost_terms[cell_type]).sum())
             tf.summary.histogram(f"search/{cell_type}_operation_keep_probability", operations, step=epoch + 1)
             tf.summary.histogram(f"search/{cell_type}_edge_keep_probability", edges, step=epoch + 1)
         stacked = {key: np.stack([*self._arrays.get(key, ())[:epoch], value]) for key, value in new.items()}
         space = self._supernet.space
         self._arrays = {**stacked, "edges": np.array(space.edge_names), "primitives": np.array(space.primitives)}
         self._run_dir.write_npz(_HISTORY, self._arrays)
-        return {"expected_operations": expected}
+        return {"expected_operations": expected, "expected_macs": cost}

@@ -442,3 +442,25 @@ def test_mixing_reaches_both_levels(mixing):
         np.testing.assert_allclose(sample, np.full((5, 3), 0.25), rtol=1e-5)
     else:  # over the three operations of an edge, and over a node's two or three edges
         np.testing.assert_allclose(sample, np.array([1 / 6, 1 / 6, 1 / 9, 1 / 9, 1 / 9])[:, np.newaxis] * np.ones(3), rtol=1e-5)
+
+
+def test_the_expected_cost_follows_the_keep_probabilities_and_enters_the_loss_with_its_scale(supernet):
+    network, rng = supernet, np.random.default_rng(0)
+    for layer in (*network.operation_dropout.values(), *network.edge_dropout.values()):
+        layer.log_dropout_rate.assign(rng.normal(size=layer.shape))
+    terms = {cell_type: rng.random((len(TINY.edges), len(TINY.primitives))) for cell_type in CELL_TYPES}
+    with tf.GradientTape() as tape:
+        cost = network.expected_cost(0.5, terms)
+    expected = 0.5
+    gradients = iter(tape.gradient(cost, network.dropout_rate_variables))
+    for cell_type in CELL_TYPES:
+        layers = network.operation_dropout[cell_type], network.edge_dropout[cell_type]
+        operations, edges = (1 / (1 + np.exp(layer.log_dropout_rate.numpy())) for layer in layers)
+        expected += (edges[:, None] * operations * terms[cell_type]).sum()
+        of_operations, of_edges = next(gradients), next(gradients)
+        np.testing.assert_allclose(of_operations, -operations * (1 - operations) * edges[:, None] * terms[cell_type], rtol=1e-4)
+        np.testing.assert_allclose(of_edges, -edges * (1 - edges) * (operations * terms[cell_type]).sum(axis=1), rtol=1e-4)
+    assert float(cost) == pytest.approx(expected, rel=1e-5)
+    labels, logits = tf.constant([0, 1]), tf.constant([[1.0, 0.0], [0.5, 0.0]])
+    losses = [float(objective.architecture_loss(labels, logits, 2.0, 0.1, expected_cost=cost, cost_scale=scale)) for scale in (0.0, 3.0)]
+    assert losses[1] - losses[0] == pytest.approx(3.0 * expected, rel=1e-5)

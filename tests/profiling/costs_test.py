@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from sivdnas_tf.config import BudgetConfig
@@ -8,7 +9,7 @@ from sivdnas_tf.errors import BudgetError, ConfigError, GenotypeError
 from sivdnas_tf.genotype import Cell, Edge, Genotype
 from sivdnas_tf.profiling import costs
 from sivdnas_tf.profiling.costs import Cost, operation_cost
-from sivdnas_tf.search_space import EVALUATION_OPERATIONS, plan_network
+from sivdnas_tf.search_space import EVALUATION_OPERATIONS, get_search_space, plan_network
 from sivdnas_tf.zoo import registry
 
 # The two networks that `counts` of the zoo was measured on.
@@ -300,3 +301,26 @@ def test_budget_error_says_what_would_fit():
 def test_pricing_starts_without_tensorflow():
     code = "import sys, sivdnas_tf.profiling.costs, sivdnas_tf.derive, sivdnas_tf.zoo.registry; print('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"
+
+
+@pytest.mark.parametrize("convention", costs.CONVENTIONS)
+@pytest.mark.parametrize("network", ["cifar", "imagenet"])
+def test_the_expected_cost_of_certain_gates_is_that_of_the_network(network, convention):
+    space = get_search_space("darts")
+    budget = BudgetConfig(network=network, channels=4, cells=5, classes=3, resolution=32, convention=convention)
+    fixed, terms = costs.expected_cost_terms(space, budget)
+    assert {cell_type: (len(rows), {len(row) for row in rows}) for cell_type, rows in terms.items()} == {
+        "normal": (14, {7}),
+        "reduction": (14, {7}),
+    }
+    rng = np.random.default_rng(0)
+    for share in (1.0, 0.5):
+        cells, expected = {}, fixed
+        for cell_type in ("normal", "reduction"):
+            kept = rng.random((14, 7)) < share
+            # Every node is used: the concatenation is of all of them.
+            edges = [Edge(space.edges[e][1], space.edges[e][0], space.primitives[p]) for e, p in np.argwhere(kept)]
+            cells[cell_type] = Cell(tuple(edges), space.nodes)
+            expected += int((kept * np.array(terms[cell_type])).sum())
+        genotype = Genotype("drawn", cells["normal"], cells["reduction"])
+        assert costs.cost_in(costs.deployed_cost(genotype, budget), convention) == expected

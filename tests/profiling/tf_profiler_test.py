@@ -42,18 +42,24 @@ def test_float_ops_of_every_operation_are_twice_the_macs_of_the_formula(network,
     assert all((macs > 0) == (name in ("Conv2D", "DepthwiseConv2dNative", "MatMul")) for name, (_, macs) in named.items())
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("network", ["cifar", "imagenet"])
-@pytest.mark.parametrize("name", registry.names())
-def test_a_published_network_reconciles(name, network):
+def assert_reconciles(name, network, **size):
     genotype = registry.load(name)
-    size = {"cifar": (36, 20, 10, 32), "imagenet": (48, 14, 1000, 224)}[network]
-    size = dict(zip(("channels", "cells", "classes", "resolution"), size, strict=True))
     model, cost = built(genotype, network, **size), costs.network_cost(genotype, network=network, **size)
     assert sum(int(np.prod(variable.shape)) for variable in model.trainable_variables) == cost.params
     profiled = profile_model(model)
     assert profiled.macs == cost.macs and profiled.contraction_float_ops - profiled.padding_float_ops == 2 * cost.macs
-    keras.backend.clear_session()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", registry.names())
+def test_every_cell_of_the_zoo_reconciles(name):
+    assert_reconciles(name, "imagenet", channels=4, cells=5, classes=3, resolution=96)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["DARTS_V2", "NASNet"])
+def test_a_published_network_reconciles(name):
+    assert_reconciles(name, "imagenet", channels=48, cells=14, classes=1000, resolution=224)
 
 
 def test_mobilenet_costs_what_its_paper_prints():

@@ -10,8 +10,10 @@ import tensorflow as tf
 from sivdnas_tf.config import Config, replace
 from sivdnas_tf.data.augment import Augmentation
 from sivdnas_tf.data.datasets import bilevel_batches
+from sivdnas_tf.derive import derive
 from sivdnas_tf.errors import ConfigError, DataError, RunDirError
 from sivdnas_tf.posterior import keep_probability
+from sivdnas_tf.profiling.costs import expected_cost_terms
 from sivdnas_tf.run_dir import RunDir, read_json
 from sivdnas_tf.search_space import CELL_TYPES, DARTS_PRIMITIVES, SearchSpace, get_search_space
 from sivdnas_tf.training import search as search_module
@@ -19,7 +21,7 @@ from sivdnas_tf.training.loop import Loop
 from sivdnas_tf.training.search import build_supernet, run_search
 
 EPOCHS, STEPS = 3, 5
-FIELDS = ["epoch", "step", "loss", "accuracy", "architecture_loss", "architecture_accuracy", "kl", "expected_operations"]
+FIELDS = ["epoch", "step", "loss", "accuracy", "architecture_loss", "architecture_accuracy", "kl", "expected_operations", "expected_macs"]
 FIELDS += ["prior_gap", "learning_rate", "frozen", "seconds", "images_per_second"]
 INITIAL_KEEP_PROBABILITY = 1 / (1 + math.exp(-5))
 
@@ -348,6 +350,33 @@ def test_the_supernet_has_the_settings_of_its_configuration(config):
     assert float(sgd.learning_rate) == pytest.approx(0.025)
     sgd.iterations.assign(7)
     assert float(sgd.learning_rate) == pytest.approx(0.019)
+
+
+def test_the_expected_macs_are_of_the_deployed_network(history, records, config):
+    fixed, terms = expected_cost_terms(get_search_space("darts"), config.budget)
+    expected = np.full(EPOCHS, float(fixed))
+    for cell_type in CELL_TYPES:
+        operations, edges = history[f"{cell_type}_operation_keep_probability"], history[f"{cell_type}_edge_keep_probability"]
+        expected += (operations * edges[..., np.newaxis] * np.array(terms[cell_type])).sum(axis=(1, 2))
+    assert [record["expected_macs"] for record in records] == pytest.approx(expected)
+
+
+@pytest.mark.slow
+def test_a_larger_cost_scale_lowers_the_derived_macs(config, digits, tmp_path):
+    budget, derived, expected = dataclasses.replace(config.budget, macs=1e9), [], []
+    for scale in (0.0, 20.0):
+        steered, path = replace(config, search={"cost_scale": scale, "kl_weight": 0.0}), tmp_path / str(scale)
+        posterior = run_search(steered, digits, RunDir(path), say=lambda line: None)
+        derived.append(derive(posterior, rule="mode", seed=0, budget=budget).details["cost"]["macs"])
+        expected.append(RunDir(path).read_metrics("search")[-1]["expected_macs"])
+    assert derived[1] < 0.8 * derived[0] and expected[1] < 0.8 * expected[0]
+
+
+def test_the_budget_is_on_record_where_it_steers_the_search(config):
+    assert "budget" not in config.stage_settings("search")
+    steered = replace(config, search={"cost_scale": 1.0})
+    assert steered.stage_settings("search")["budget"]["macs"] == config.budget.macs
+    assert "budget" not in steered.stage_settings("train")
 
 
 @pytest.mark.slow
