@@ -57,6 +57,7 @@ def profile(
       ConfigError, GenotypeError: where no such network exists.
     """
     size = {name: usual if size[name] is None else size[name] for name, usual in USUAL_SIZES[network].items()}
+    plan_network(network, **size)  # says of a size that no network has what is wrong with it
     budget = replace(Config(), budget={"network": network, **size, **limits}).budget
     if picture and len(genotypes) != 1:
         raise ConfigError(f"--picture is of one genotype. Received: {len(genotypes)}")

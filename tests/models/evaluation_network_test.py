@@ -73,11 +73,11 @@ def params(layer):
 
 @pytest.fixture(scope="module")
 def published():
-    """The CIFAR networks of three publications with auxiliary head, by name; built once."""
-    return {name: build(registry.load(name), PUBLISHED_CIFAR, auxiliary=True) for name in ("DARTS_V2", "NASNet", "DCO_EDGE_BS_64")}
+    """The CIFAR networks of two publications with auxiliary head, by name; built once."""
+    return {name: build(registry.load(name), PUBLISHED_CIFAR, auxiliary=True) for name in ("DARTS_V2", "DCO_EDGE_BS_64")}
 
 
-@pytest.mark.parametrize("name", ["DARTS_V2", "NASNet", "DCO_EDGE_BS_64"])
+@pytest.mark.parametrize("name", ["DARTS_V2", "DCO_EDGE_BS_64"])
 def test_published_networks_have_exactly_the_counted_parameters(name, published):
     model, _ = published[name]
     counts = registry.entry(name)["counts"]["cifar"]

@@ -47,6 +47,7 @@ def rate_gradients(network):
 # Gates.
 
 
+@pytest.mark.slow
 def test_straight_through_adds_the_gates_part_and_changes_no_value(plain):
     network = reset(*plain)
     without, logs = rate_gradients(network)

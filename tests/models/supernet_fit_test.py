@@ -64,6 +64,7 @@ def test_fit_is_the_bilevel_step_and_reports_the_means_of_its_values(on_one_devi
         np.testing.assert_allclose(variable, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_two_devices_agree_with_one_on_the_same_images(on_one_device, on_two_devices):
     (one, one_logs), (two, two_logs) = on_one_device, on_two_devices
     for name, value in one_logs.items():

@@ -111,6 +111,7 @@ def test_gradients_are_clipped_and_decayed_as_without_a_scale(half):
     assert_close(*reversed(steps), 0.01)
 
 
+@pytest.mark.slow
 def test_xla_computes_the_same_step_with_the_same_draw(monkeypatch, plain):
     # XLA's stateless random numbers are others: given those of TensorFlow, everything else must agree.
     compiled = Stepping(jit_compile=True)

@@ -27,7 +27,8 @@ def stepped(recompute, order=1, **kwargs):
     return {name: float(value) for name, value in step(DATA).items()}, values(network.trainable_variables), calls
 
 
-@pytest.mark.parametrize("options", [{"noise_shape": "example"}, pytest.param({"order": 2}, marks=pytest.mark.slow)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"noise_shape": "example"}, {"order": 2}], ids=str)
 def test_a_step_that_recomputes_its_cells_is_the_step_that_keeps_them(options):
     logs, variables, calls = stepped(True, **options)
     expected_logs, expected, expected_calls = stepped(False, **options)

@@ -88,6 +88,7 @@ def test_the_gradient_is_that_through_the_step_of_the_weights_and_leaves_them_bi
     assert np.abs(gradients_of_a_step(supernet, order=1)[1] - expected).max() > 0.02 * largest  # what first order leaves out shows
 
 
+@pytest.mark.slow
 def test_a_step_of_second_order_runs_on_the_real_network():
     plan = plan_network("cifar", channels=4, cells=3, classes=3, resolution=8, image_channels=1, multipliers=(2, 2))
     network = Supernet(TINY, plan)

@@ -321,7 +321,7 @@ def test_a_search_sees_images_at_its_own_resolution(config, digits, planned):
     assert digits.image_shape == (8, 8, 1)  # the caller's are as they were
 
 
-@pytest.mark.parametrize("resolution", [12, 64])
+@pytest.mark.parametrize("resolution", [12, pytest.param(64, marks=pytest.mark.slow)])
 def test_a_supernet_takes_a_step_at_any_size_that_halves_twice(config, resolution, monkeypatch):
     # 12 ends in images of 3 pixels, which have no phases; 8 is the size of every other test. Two nodes trace faster than four.
     monkeypatch.setattr(search_module, "get_search_space", lambda name: SearchSpace(name, DARTS_PRIMITIVES, n_nodes=2))

@@ -321,7 +321,10 @@ def fixture_plain(config, digits, tmp_path_factory):
     return config, record
 
 
-@pytest.mark.parametrize("changes", [{"precision": "mixed_bfloat16"}, {"precision": "mixed_float16"}, {"jit_compile": True}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"precision": "mixed_bfloat16"}, {"precision": "mixed_float16"}, pytest.param({"jit_compile": True}, marks=pytest.mark.slow)],
+)
 def test_precision_and_xla_train_nearly_alike(plain, digits, tmp_path, changes):
     (config, expected), run_dir = plain, RunDir(tmp_path)
     other = replace(config, train=changes)
