@@ -6,11 +6,12 @@
 
 A process a case, and a line: seconds from the process' start to the end of importing, building, tracing and the first step (each apart,
 and their sum), then the median wall and the mean CPU seconds of --steps further steps, and peak resident memory. `keep_probability` is
-that of every operation; edges are all kept.
+that of every operation; edges are all kept. `computed` is the share of the operations that the gates of these steps let through.
 
 The line "kernels" is what a step with every gate open cannot go below without changing what is computed: every candidate operation
 alone, of each kind and shape, forward and backward (in the architecture's step: forward, and the gradient to the input), times its count.
-It also has the step's multiply-adds, and how long they take at the rate of a large matrix product. The last line has the ratios.
+It also has the step's multiply-adds, and how long they take at the rate of a large matrix product. The last line has the ratios, those
+of CPU seconds too: other work on the machine lengthens them less.
 """
 
 import argparse
@@ -31,7 +32,7 @@ MATRIX = 3000  # rows and columns of the product that shows the machine's rate
 def arguments():
     """The parsed command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name, default in (("channels", 16), ("cells", 8), ("batch_size", 64), ("resolution", 32), ("steps", 5)):
+    for name, default in (("channels", 16), ("cells", 8), ("batch_size", 64), ("resolution", 32), ("steps", 15)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--keep_probability", default="1,0.75,0.5,0.25", help="one case each, separated by commas")
     parser.add_argument("--recompute", action="store_true", help="search.recompute")
@@ -127,12 +128,15 @@ def run_steps(size, keep_probability):
         step(data)
         seconds.append(time.perf_counter() - begin)
     cpu = time.process_time() - cpu
+    draws = [supernet.samples(supernet.draw(step)) for step in range(1, size.steps + 1)]
+    computed = [np.mean(draw[cell.cell_type][1]) for draw in draws for cell in supernet.plan.cells]
     return {
         "build_seconds": round(built - begun, 2),
         "trace_and_first_step_seconds": round(first - built, 2),
         "start_to_first_step_seconds": round(first - START, 2),
         "median_step_seconds": round(statistics.median(seconds), 3),
         "cpu_seconds_a_step": round(cpu / size.steps, 3),
+        "computed": round(float(np.mean(computed)), 3),
         "peak_memory_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
         "graph_nodes": nodes,
     }
@@ -251,6 +255,8 @@ def main():
     first, *others = size.keep_probability.split(",")
     seconds = {case: lines[case]["median_step_seconds"] for case in (first, *others)}
     ratios = {f"{case}_to_{first}": round(seconds[case] / seconds[first], 3) for case in others}
+    cpu = {case: lines[case]["cpu_seconds_a_step"] for case in (first, *others)}
+    ratios |= {f"{case}_to_{first}_cpu": round(cpu[case] / cpu[first], 3) for case in others}
     to_floors = {f"{first}_to_{name}": round(seconds[first] / lines["kernels"][f"{name}_seconds"], 3) for name in ("kernel", "arithmetic")}
     print(json.dumps({**to_floors, **ratios}))
 

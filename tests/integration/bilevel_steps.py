@@ -45,12 +45,16 @@ def main():
 
     batches = distributed(strategy, tf.data.Dataset.from_tensor_slices((half(), half())))
 
-    @tf.function(autograph=False)
-    def step(batch):
-        logs = strategy.run(network.bilevel_step, args=(batch,))
-        return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None) for name, value in logs.items()}
+    def compiled_apart(half):  # as the search's loop compiles them
+        @tf.function(autograph=False)
+        def step(batch):
+            logs = strategy.run(half, args=(batch,))
+            return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None) for name, value in logs.items()}
 
-    losses = [[float(value) for _, value in sorted(step(batch).items())] for batch in batches]
+        return step
+
+    halves = [compiled_apart(half) for half in (network.architecture_step, network.weight_step)]
+    losses = [[float(value) for half in halves for _, value in sorted(half(batch).items())] for batch in batches]
     optimizers = (network.weight_optimizer, network.architecture_optimizer)
     arrays = {variable.path: variable.numpy() for variable in network.variables}
     arrays |= {f"{number}/{variable.path}": variable.numpy() for number, each in enumerate(optimizers) for variable in each.variables}

@@ -8,6 +8,7 @@ from tiny import BATCH, TINY, values
 
 from sivdnas_tf.models.supernet import Supernet
 from sivdnas_tf.search_space import plan_network
+from sivdnas_tf.training.distribution import make_strategy
 
 PLAN = plan_network("cifar", channels=4, cells=3, classes=3, resolution=8, image_channels=1, multipliers=(2, 2))
 GENERATOR = np.random.default_rng(0)
@@ -16,19 +17,26 @@ DATA = tuple(
 )
 
 
-def stepped(recompute, order=1, **kwargs):
-    """The logs of a step, every variable after it, and how often the step's graph calls a function."""
+def stepped(recompute, order=1, strategy="none", **kwargs):
+    """The logs of a step, every variable after it, and how often the step's graph calls a function; every replica has the same images."""
     keras.utils.set_random_seed(0)
-    network = Supernet(TINY, PLAN, mixing="average", initial_log_dropout_rate=-1.0, recompute=recompute, **kwargs)
-    network.compile(keras.optimizers.SGD(0.1, momentum=0.9), keras.optimizers.SGD(0.1), kl_weight=0.01, hypergradient_order=order)
-    step = tf.function(network.bilevel_step, autograph=False)
+    strategy = make_strategy(strategy)
+    with strategy.scope():
+        network = Supernet(TINY, PLAN, mixing="average", initial_log_dropout_rate=-1.0, recompute=recompute, **kwargs)
+        network.compile(keras.optimizers.SGD(0.1, momentum=0.9), keras.optimizers.SGD(0.1), kl_weight=0.01, hypergradient_order=order)
+
+    @tf.function(autograph=False)
+    def step(data):
+        logs = strategy.run(network.bilevel_step, args=(data,))
+        return {name: strategy.reduce(tf.distribute.ReduceOp.MEAN, value, axis=None) for name, value in logs.items()}
+
     operations = step.get_concrete_function(DATA).graph.get_operations()
     calls = sum("PartitionedCall" in operation.type for operation in operations)
     return {name: float(value) for name, value in step(DATA).items()}, values(network.trainable_variables), calls
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [{"noise_shape": "example"}, {"order": 2}], ids=str)
+@pytest.mark.parametrize("options", [{"noise_shape": "example"}, {"order": 2}, {"strategy": "mirrored"}], ids=str)
 def test_a_step_that_recomputes_its_cells_is_the_step_that_keeps_them(options):
     logs, variables, calls = stepped(True, **options)
     expected_logs, expected, expected_calls = stepped(False, **options)
