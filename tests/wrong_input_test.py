@@ -331,3 +331,16 @@ def test_a_loss_that_becomes_nan_stops_the_training(call, tiny_config, tmp_path)
     assert checkpoint.parent == run / "train/checkpoints" and checkpoint.with_name("ckpt-10.index").exists()
     assert not (run / "train/weights.weights.h5").exists()
     assert json.loads((run / "genotype.json").read_text()) == darts_genotype.load(path)[0].to_dict()
+
+
+@pytest.mark.slow
+def test_a_loss_that_becomes_nan_stops_the_search(call, tiny_config, tmp_path):
+    """Weight decay times learning rate is 1,000: the weights overflow in the second epoch of 5 steps, the first of both halves."""
+    run, diverging = tmp_path / "run", [flag.replace("train", "search").replace("=200", "=20000") for flag in DIVERGING]
+    code, out, err = call("search", f"--config={tiny_config}", f"--workdir={run}", *diverging)
+    (stopped,) = err.splitlines()
+    assert code == 1
+    assert re.match(r"sivdnas_tf: search: \w*loss became (nan|inf) at step [5-9] \(epoch 2\)\. The last good checkpoint stays: ", stopped)
+    assert "ckpt-5. Try a smaller search.learning_rate or search.architecture_learning_rate" in stopped
+    assert out.startswith("search 1/3 ") and out.count("\n") == 1
+    assert (run / "search/checkpoints/ckpt-5.index").exists() and not (run / "search/posterior.npz").exists()
