@@ -11,6 +11,7 @@ from sivdnas_tf.profiling.costs import check_budget
 from sivdnas_tf.run_dir import as_run_dir, atomic_path, write_json
 from sivdnas_tf.search_space import plan_network
 from sivdnas_tf.training import objective, schedules
+from sivdnas_tf.training.averaging import MovingAverage
 from sivdnas_tf.training.distribution import (
     apply_gradients,
     begin_stage,
@@ -57,7 +58,8 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     """Trains the genotype's evaluation network, or continues, or says that it is done.
 
     All training images but the held-out ones are trained on; the held-out ones choose the epoch whose weights are kept
-    (`train.checkpoint_choice`) and nothing else. train/weights.weights.h5 holds the network without auxiliary head and drop path,
+    (`train.checkpoint_choice`) and nothing else. With `train.ema_decay` it is the average that they measure and that is kept.
+    train/weights.weights.h5 holds the network without auxiliary head and drop path,
     train/data.json what a user of the network must know of its images.
 
     Args:
@@ -106,7 +108,7 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     if config.train.checkpoint_choice == "best":
         deployed.load_weights(run_dir.file(_BEST))
     else:
-        copy_weights(trainer.model, deployed)
+        trainer.copy_to(deployed)
     _save_weights(deployed, run_dir.file(WEIGHTS))
 
 
@@ -155,9 +157,27 @@ class Trainer:
                 synchronized=strategy.num_replicas_in_sync > 1,
                 seed=config.seed,
             )
-        rate = schedules.EpochCosine(self.train.learning_rate, self.train.final_learning_rate, self.train.epochs, steps)
+        rate = schedules.EpochLearningRate(steps_per_epoch=steps, **_rates(self.train))
         self.optimizer = scaled_for(config.train.precision, keras.optimizers.SGD(rate, momentum=self.train.momentum))
         self.optimizer.build(self.model.trainable_variables)
+        self._weight_decays = [
+            self.train.weight_decay if self.train.weight_decay_on == "all" or variable.name == "kernel" else 0.0
+            for variable in self.model.trainable_variables
+        ]
+        self._average = MovingAverage(_deployed_variables(self.model), self.train.ema_decay) if self.train.ema_decay > 0 else None
+
+    @property
+    def state(self):
+        """What a checkpoint must hold, for `LoopPlan.state`."""
+        state = {"model": model_state(self.model), "optimizer": self.optimizer}
+        return state | ({"average": self._average.state} if self._average else {})
+
+    def copy_to(self, deployed):
+        """Gives the network without auxiliary head and drop path this one's weights, or with `train.ema_decay` their average."""
+        values = {variable.path: variable.numpy() for variable in self.model.variables}
+        values |= self._average.values() if self._average else {}
+        for variable in deployed.variables:
+            variable.assign(values[variable.path])
 
     def set_drop_path(self, *, rate=None, step=None):
         """Assigns the rate of dropping a path, or the step that keys the masks; without drop path there is nothing to assign."""
@@ -192,16 +212,28 @@ class Trainer:
             gradients,
             variables,
             clip_norm=train.gradient_clip_norm,
-            weight_decays=[train.weight_decay] * len(variables),
+            weight_decays=self._weight_decays,
         )
+        if self._average:
+            self._average.update()
         return {"loss": value, "accuracy": objective.accuracy(labels, logits)}
 
 
-def copy_weights(source, target):
-    """Copies the values of all variables of `target` from those of the same path in `source`."""
-    values = {variable.path: variable for variable in source.variables}
-    for variable in target.variables:
-        variable.assign(values[variable.path].numpy())
+def _rates(train):
+    """What `schedules.learning_rate` takes besides the epoch."""
+    return {
+        "initial": train.learning_rate,
+        "final": train.final_learning_rate,
+        "epochs": train.epochs,
+        "schedule": train.schedule,
+        "warmup_epochs": train.warmup_epochs,
+    }
+
+
+def _deployed_variables(model):
+    """Weights and batch-norm's moving statistics of the training form that the deployed one has too."""
+    of_training = ("auxiliary", DROP_PATH_SCHEDULE)
+    return [variable for variable in model.variables if variable.path.split("/")[0] not in of_training]
 
 
 def _save_weights(model, path):
@@ -225,7 +257,7 @@ def _loop_plan(config, datasets, run_dir, trainer, deployed, steps):
 
     def on_epoch_end(epoch, record):
         del record
-        copy_weights(trainer.model, deployed)
+        trainer.copy_to(deployed)
         holdout = measure(deployed, datasets.holdout, **statistics)
         earlier = [line["holdout_accuracy"] for line in run_dir.read_metrics("train")[:epoch]]
         if train.checkpoint_choice == "best" and holdout["top1"] >= max(earlier, default=0.0):
@@ -233,7 +265,8 @@ def _loop_plan(config, datasets, run_dir, trainer, deployed, steps):
         return {
             "holdout_loss": holdout["loss"],
             "holdout_accuracy": holdout["top1"],
-            "learning_rate": schedules.cosine_learning_rate(epoch, train.learning_rate, train.final_learning_rate, train.epochs),
+            "holdout_top5": holdout["top5"],
+            "learning_rate": schedules.learning_rate(epoch, **_rates(train)),
             "drop_path_rate": drop_path_rate(epoch),
         }
 
@@ -247,7 +280,7 @@ def _loop_plan(config, datasets, run_dir, trainer, deployed, steps):
         ),
         step=lambda epoch: (trainer.step,),
         metric_names=_METRICS,
-        state={"model": model_state(trainer.model), "optimizer": trainer.optimizer},
+        state=trainer.state,
         advice=_ADVICE,
         summary=lambda record: (
             f"loss {record['loss']:.3f}  accuracy {record['accuracy']:.3f}  held out: loss {record['holdout_loss']:.3f}  "
