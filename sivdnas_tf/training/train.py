@@ -1,14 +1,16 @@
 """The training stage: genotype to train/weights.weights.h5 (METHOD.md section 7)."""
 
+import dataclasses
+
 import keras
 
 from sivdnas_tf.data.augment import Augmentation
 from sivdnas_tf.data.datasets import as_datasets, batches, steps_per_epoch, with_name_of
 from sivdnas_tf.data.description import write_description
-from sivdnas_tf.errors import RunDirError
+from sivdnas_tf.errors import ConfigError, RunDirError
 from sivdnas_tf.models.evaluation_network import DROP_PATH_SCHEDULE, evaluation_network
-from sivdnas_tf.profiling.costs import check_budget
-from sivdnas_tf.run_dir import as_run_dir, atomic_path, write_json
+from sivdnas_tf.profiling.costs import check_budget, check_latency
+from sivdnas_tf.run_dir import as_run_dir, atomic_path, read_json, write_json
 from sivdnas_tf.search_space import plan_network
 from sivdnas_tf.training import objective, schedules
 from sivdnas_tf.training.averaging import MovingAverage
@@ -54,7 +56,7 @@ def train_settings(config, genotype):
     return {**config.stage_settings("train"), "genotype_sha256": genotype.sha256}
 
 
-def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
+def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print, measure_latency=None):
     """Trains the genotype's evaluation network, or continues, or says that it is done.
 
     All training images but the held-out ones are trained on; the held-out ones choose the epoch whose weights are kept
@@ -69,6 +71,9 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
       run_dir: the `RunDir` or the path of the directory that gets config.json, train/* and, unless it has one, genotype.json.
       overwrite: whether an earlier training in `run_dir` is removed first.
       say: function of a line for the user.
+      measure_latency: function of a `Genotype` to the milliseconds that its deployed network takes an image
+        (`export.latency.deployed_latency_ms`); needed where `config.budget.latency_ms` limits them. It is called before a training
+        begins, by the chief, unless derive.json says that `derive` measured this genotype for the same budget.
 
     Raises:
       BudgetError: where the deployed network of `config.budget` is over budget; nothing is trained or written then.
@@ -85,6 +90,8 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     steps = steps_per_epoch(datasets.train, config.train.batch_size)
     plan = trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
     _augmentation(config).check(datasets.image_shape)
+    if config.budget.latency_ms and is_chief(strategy) and (overwrite or not run_dir.file("stages/train.json").exists()):
+        _check_latency(config.budget, genotype, run_dir, measure_latency)
     state, chief = begin_stage(run_dir, strategy, "train", train_settings(config, genotype), overwrite), is_chief(strategy)
     if chief:
         write_json(run_dir.file("config.json"), config.to_dict())
@@ -110,6 +117,17 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     else:
         trainer.copy_to(deployed)
     _save_weights(deployed, run_dir.file(WEIGHTS))
+
+
+def _check_latency(budget, genotype, run_dir, measure_latency):
+    if measure_latency is None:
+        raise ConfigError(f"budget.latency_ms needs measure_latency, which measures it. Received: latency_ms={budget.latency_ms}, none")
+    if run_dir.file("derive.json").exists():
+        details = read_json(run_dir.file("derive.json"))
+        derived = (details.get("budget"), (details.get("latency") or {}).get("genotype_sha256"))
+        if derived == (dataclasses.asdict(budget), genotype.sha256):
+            return
+    check_latency(measure_latency(genotype), budget)
 
 
 def load_trained(config, genotype, datasets, run_dir):
