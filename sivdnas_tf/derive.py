@@ -71,12 +71,7 @@ def derive(posterior, *, rule, seed, budget, name="searched", measure_latency=No
       ConfigError: for an unknown rule, a negative seed, a deployed network that does not exist, or a limit that nothing measures.
       RunDirError: where a parameter of the posterior is not finite or of another shape than its space's.
     """
-    if rule not in RULES:
-        raise ConfigError(f"unknown rule of derivation.{nearest(rule, RULES)} Expected one of {', '.join(RULES)}. Received: {rule!r}")
-    if seed < 0:
-        raise ConfigError(f"the seed of a derivation must be at least 0. Received: seed={seed}")
-    if budget.latency_ms and measure_latency is None:
-        raise ConfigError(f"budget.latency_ms needs measure_latency, which measures it. Received: latency_ms={budget.latency_ms}, none")
+    _check_arguments(rule, seed, budget, measure_latency)
     posterior = Posterior.from_arrays(posterior.to_arrays())
     mode = _threshold_cells(posterior, MODE_THRESHOLD)
     threshold, cells = MODE_THRESHOLD, mode
@@ -85,13 +80,14 @@ def derive(posterior, *, rule, seed, budget, name="searched", measure_latency=No
     elif rule == "budget":
         threshold, cells = _raise_threshold(posterior, budget)
     genotype = _to_genotype(cells, posterior, name)
-    subject = "the cheapest network that rule budget can derive" if rule == "budget" else f"the network that rule {rule} derives"
-    check_budget(genotype, budget, subject)
+    subject = f"the network that rule {rule} derives"
+    check_budget(genotype, budget, "the cheapest network that rule budget can derive" if rule == "budget" else subject)
     latency = None
     if budget.latency_ms:
-        candidates = _candidates(posterior, budget, threshold, name) if rule == "budget" else [(threshold, cells, genotype)]
+        candidates = [(threshold, cells, genotype)]
+        if rule == "budget":
+            candidates, subject = _candidates(posterior, budget, threshold, name), "the sparsest network that rule budget can derive"
         (threshold, cells, genotype), latency = _fast_enough(candidates, measure_latency, budget, subject)
-    cost = deployed_cost(genotype, budget)
     mode_cost = deployed_cost(_to_genotype(mode, posterior, name), budget)
     space = get_search_space(posterior.search_space)
     details = {
@@ -102,7 +98,7 @@ def derive(posterior, *, rule, seed, budget, name="searched", measure_latency=No
         "search_space": space.name,
         "epoch": posterior.epoch,
         "budget": dataclasses.asdict(budget),
-        "cost": dataclasses.asdict(cost),
+        "cost": dataclasses.asdict(deployed_cost(genotype, budget)),
         "mode_cost": dataclasses.asdict(mode_cost),
         "latency": latency,
         "edges": list(space.edge_names),
@@ -110,6 +106,15 @@ def derive(posterior, *, rule, seed, budget, name="searched", measure_latency=No
         "cells": {cell_type: _describe(cells[cell_type], posterior, cell_type, rule) for cell_type in CELL_TYPES},
     }
     return Derivation(genotype, details)
+
+
+def _check_arguments(rule, seed, budget, measure_latency):
+    if rule not in RULES:
+        raise ConfigError(f"unknown rule of derivation.{nearest(rule, RULES)} Expected one of {', '.join(RULES)}. Received: {rule!r}")
+    if seed < 0:
+        raise ConfigError(f"the seed of a derivation must be at least 0. Received: seed={seed}")
+    if budget.latency_ms and measure_latency is None:
+        raise ConfigError(f"budget.latency_ms needs measure_latency, which measures it. Received: latency_ms={budget.latency_ms}, none")
 
 
 def full_genotype(space_name):

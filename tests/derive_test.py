@@ -414,7 +414,7 @@ def test_over_the_latency(rule):
         limited(random_posterior(0), 7.5, rule, latency_runtime="onnxruntime")
     message = str(caught.value)
     assert caught.value.exit_code == 3 and "\n" not in message
-    assert ("the cheapest network" in message) == (rule == "budget")
+    assert ("the sparsest network" in message) == (rule == "budget")
     assert "Expected at most 7.5 ms an image, the median in onnxruntime on this machine" in message
     assert f"Received: {8 if rule == 'budget' else operations_of(run(random_posterior(0), rule).genotype):g} ms" in message
 

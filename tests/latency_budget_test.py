@@ -42,7 +42,7 @@ def test_an_impossible_limit_is_exit_code_3_and_changes_nothing(refusal, listing
     flag = limit(run, IMPOSSIBLE)
     before = listing(run)
     message = refusal("derive", f"--workdir={run}", code=3)
-    assert "the cheapest network that rule budget can derive takes longer than the budget allows" in message
+    assert "the sparsest network that rule budget can derive takes longer than the budget allows" in message
     assert "Expected at most 1e-06 ms an image, the median in tflite_1 on this machine" in message
     assert listing(run) == before
     arguments = [f"--config={tiny_config}", f"--workdir={tmp_path}/new", "--genotype=DARTS_V2", "--config.budget.macs=1e9", flag]
