@@ -1,9 +1,10 @@
 """From a trained run to the model that is deployed: logits only, preprocessing where it was asked for, and within the budget."""
 
+import dataclasses
+
 import keras
 import tensorflow as tf
 
-from sivdnas_tf.config import BudgetConfig
 from sivdnas_tf.data.augment import normalise
 from sivdnas_tf.profiling.costs import check_budget
 from sivdnas_tf.training.train import load_trained
@@ -35,17 +36,15 @@ class Normalise(keras.layers.Layer):
 
 
 def deployed_budget(config, image_shape, classes):
-    """The `BudgetConfig` of the model that is written: the trained network's own size, held against the configuration's limit."""
-    return BudgetConfig(
+    """The `BudgetConfig` of the model that is written: the trained network's own size, held against the configuration's limits."""
+    return dataclasses.replace(
+        config.budget,
         network=config.train.network,
         channels=config.train.channels,
         cells=config.train.cells,
         classes=classes,
         resolution=image_shape[0],
         image_channels=image_shape[2],
-        macs=config.budget.macs,
-        convention=config.budget.convention,
-        params=config.budget.params,
     )
 
 

@@ -11,9 +11,11 @@ from export import runtimes
 from export.freeze import with_preprocessing
 from export.to_onnx import write_onnx
 from export.to_tflite import write_tflite
+from sivdnas_tf.config import LATENCY_RUNTIMES as RUNTIMES
 from sivdnas_tf.errors import ConfigError
+from sivdnas_tf.models.evaluation_network import evaluation_network
+from sivdnas_tf.search_space import plan_network
 
-RUNTIMES = ("keras", "tflite_1", "tflite_all", "onnxruntime")
 _WARM_UP, _RUNS = 5, 30
 _PERCENTILES = (50, 90, 99)
 
@@ -49,6 +51,29 @@ def measure_latency(model, input_shapes=None, names=RUNTIMES, warm_up=_WARM_UP, 
             call, threads = _callable(name, deployed, pathlib.Path(directory))
             results.append({"runtime": name, "threads": threads, "runs": runs, **_timed(call, image, warm_up, runs)})
     return results
+
+
+def median_latency_ms(model, runtime):
+    """Median time of one image in milliseconds, in one of `RUNTIMES`; model and errors as of `measure_latency`."""
+    (row,) = measure_latency(model, names=(runtime,))
+    return row["p50_ms"]
+
+
+def deployed_latency_ms(genotype, budget):
+    """Median time of one image in milliseconds of the network that a `config.BudgetConfig` describes, in its `latency_runtime`.
+
+    The network is built of the genotype with untrained weights, which take as long as trained ones.
+    """
+    plan = plan_network(
+        budget.network,
+        channels=budget.channels,
+        cells=budget.cells,
+        classes=budget.classes,
+        resolution=budget.resolution,
+        image_channels=budget.image_channels,
+        multipliers=genotype.multipliers,
+    )
+    return median_latency_ms(evaluation_network(genotype, plan), budget.latency_runtime)
 
 
 def _callable(name, model, directory):

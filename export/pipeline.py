@@ -10,13 +10,15 @@ import tempfile
 import numpy as np
 
 from export import runtimes, verify
-from export.freeze import check_deployed_budget, freeze
+from export.freeze import check_deployed_budget, deployed_budget, freeze
+from export.latency import median_latency_ms
 from export.saved_model import write_saved_model
 from export.to_onnx import write_onnx
 from export.to_tflite import write_tflite
 from sivdnas_tf.data.augment import normalise
 from sivdnas_tf.data.datasets import with_name_of
 from sivdnas_tf.errors import RunDirError
+from sivdnas_tf.profiling.costs import check_latency
 from sivdnas_tf.quiet import quiet
 from sivdnas_tf.run_dir import read_json, write_json
 from sivdnas_tf.training.train import WEIGHTS, train_settings
@@ -45,7 +47,7 @@ def run_export(config, genotype, datasets, run_dir, overwrite=False, say=print):
       The content of export/manifest.json.
 
     Raises:
-      BudgetError: where the network is over the budget.
+      BudgetError: where the network is over the budget; its latency, if that is limited, is measured of the model that is written.
       AgreementError: where an artifact does not agree with the Keras model, or cannot be run.
       RunDirError: where the network was not trained, or with other settings, or an earlier export was made with other settings.
     """
@@ -58,6 +60,7 @@ def run_export(config, genotype, datasets, run_dir, overwrite=False, say=print):
         say(f"export: done already ({run_dir.file(MANIFEST)})")
         return read_json(run_dir.file(MANIFEST))
     model = freeze(config, genotype, datasets, run_dir)
+    _check_latency(config, datasets, model)
     with _staging_directory(run_dir) as directory:
         artifacts, verification = _build(config, datasets, model, directory, say)
         manifest = {
@@ -69,6 +72,14 @@ def run_export(config, genotype, datasets, run_dir, overwrite=False, say=print):
         run_dir.begin("export", settings, overwrite)
         _publish(directory, run_dir.file("export"))
     return manifest
+
+
+def _check_latency(config, datasets, model):
+    if config.budget.latency_ms:
+        with quiet((1, 2)):  # converters print their progress
+            milliseconds = median_latency_ms(model, config.budget.latency_runtime)
+        budget = deployed_budget(config, datasets.image_shape, len(datasets.class_names))
+        check_latency(milliseconds, budget, "the exported network")
 
 
 def _settings(config, genotype, run_dir):

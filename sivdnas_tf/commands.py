@@ -53,8 +53,17 @@ def derive_genotype(run_dir, rule=None, seed=None, budget_macs=None, overwrite=F
     config = replace(config, derive=changed, budget={} if budget_macs is None else {"macs": budget_macs})
     values = config.to_dict()
     settings = {"derive": values["derive"], "budget": values["budget"], "posterior_sha256": run_dir.sha256("search/posterior.npz")}
+    if not overwrite and run_dir.is_done_with("derive", settings):  # not derived again: a latency would be measured again
+        say(f"derive: done already ({run_dir.file('genotype.json')})")
+        return
     # Derived before anything is written or removed: a posterior that is over budget leaves the directory as it was.
-    derivation = derive(run_dir.read_posterior(), rule=config.derive.rule, seed=config.derive.seed, budget=config.budget)
+    derivation = derive(
+        run_dir.read_posterior(),
+        rule=config.derive.rule,
+        seed=config.derive.seed,
+        budget=config.budget,
+        measure_latency=_latency_measure(config.budget),
+    )
     if run_dir.begin("derive", settings, overwrite).done:
         say(f"derive: done already ({run_dir.file('genotype.json')})")
         return
@@ -62,6 +71,19 @@ def derive_genotype(run_dir, rule=None, seed=None, budget_macs=None, overwrite=F
     run_dir.write_genotype(derivation.genotype)
     for line in _derivation_lines(derivation, config.budget):
         say(line)
+
+
+def _latency_measure(budget):
+    """A function of a genotype to the milliseconds that its deployed network takes an image here; it imports TensorFlow when called."""
+
+    def measure(genotype):
+        import_tensorflow()
+        from export.latency import deployed_latency_ms
+
+        with quiet((1, 2)):  # converters print their progress
+            return deployed_latency_ms(genotype, budget)
+
+    return measure
 
 
 def _derivation_lines(derivation, budget):
@@ -79,6 +101,9 @@ def _derivation_lines(derivation, budget):
         f"derive: {costs.cost_in(cost, budget.convention):,} of {budget.macs:,.15g} {budget.convention}, {cost.params:,} params deployed "
         f"({budget.network}, {budget.channels} channels, {budget.cells} cells, {budget.resolution}x{budget.resolution})"
     )
+    if details["latency"]:
+        milliseconds = details["latency"]["ms"]
+        yield f"derive: {milliseconds:,.15g} of {budget.latency_ms:,.15g} ms an image in {budget.latency_runtime} on this machine"
     if details["warning"]:
         yield f"derive: warning: {details['warning']}"
 
@@ -100,7 +125,7 @@ def train(config, run_dir, genotype=None, overwrite=False, say=print):
     say = _start(config, say)
     from sivdnas_tf.training.train import run_train
 
-    run_train(config, given, _datasets(config, say), run_dir, overwrite, say)
+    run_train(config, given, _datasets(config, say), run_dir, overwrite, say, measure_latency=_latency_measure(config.budget))
 
 
 def evaluate(run_dir, split="test", overwrite=False, say=print):

@@ -14,6 +14,9 @@ from sivdnas_tf.search_space import NETWORKS, SEARCH_SPACES
 
 STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+LEARNING_RATE_SCHEDULES = ("cosine", "linear")
+# In which a latency can be measured: see export/latency.py.
+LATENCY_RUNTIMES = ("keras", "tflite_1", "tflite_all", "onnxruntime")
 
 
 def _field(default, *, low=None, high=None, above=None, choices=None):
@@ -140,6 +143,8 @@ class BudgetConfig:
       macs: largest number of multiply-adds an image.
       convention: which count is held against it: "macs" (convolutions and dense layers) or "macs_ptflops".
       params: largest number of parameters; 0 for no limit.
+      latency_ms: largest median time of one image, in milliseconds, measured on the machine that runs the command; 0 for no limit.
+      latency_runtime: what it is measured in: "keras" (the compiled function), "tflite_1" (one thread), "tflite_all", "onnxruntime" (all).
     """
 
     network: str = _field("imagenet", choices=NETWORKS)
@@ -151,6 +156,8 @@ class BudgetConfig:
     macs: float = _field(600e6, above=0.0)
     convention: str = _field("macs", choices=("macs", "macs_ptflops"))
     params: float = _field(0.0, low=0.0)
+    latency_ms: float = _field(0.0, low=0.0)
+    latency_runtime: str = _field("tflite_1", choices=LATENCY_RUNTIMES)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,8 +168,14 @@ class TrainConfig:
       network, channels, cells: the evaluation network; classes and resolution are the data's.
       epochs: over all training images but the held-out ones.
       batch_size: images a step, all replicas together.
-      learning_rate, final_learning_rate: of SGD, cosine over the epochs.
+      learning_rate, final_learning_rate: of SGD, at the first epoch and after the last.
+      schedule: how the one becomes the other, constant within an epoch: "cosine" or "linear".
+      warmup_epochs: in epoch e (from 0) of these the rate is multiplied by (e + 1) / warmup_epochs; 0 for no warm-up.
       momentum, weight_decay, gradient_clip_norm: of SGD; the decay is coupled, the clipping global, 0 turns it off.
+      weight_decay_on: what decays: "all" trainable variables, as PyTorch's SGD does it for the reference, or the "kernels" of convolutions
+        and dense layers alone, not batch-norm's scale and offset, not a bias.
+      ema_decay: of an exponential moving average of the network, updated every step, which is what the held-out images measure and what is
+        kept; 0 keeps the weights themselves. See `training.averaging`.
       drop_path_rate: probability of dropping a path in the last epoch; grows linearly from 0.
       auxiliary_weight: weight of the auxiliary head's loss; 0 builds no head.
       label_smoothing: share of the target spread over all classes.
@@ -178,9 +191,13 @@ class TrainConfig:
     batch_size: int = _field(96, low=1)
     learning_rate: float = _field(0.025, above=0.0)
     final_learning_rate: float = _field(0.0, low=0.0)
+    schedule: str = _field("cosine", choices=LEARNING_RATE_SCHEDULES)
+    warmup_epochs: int = _field(0, low=0)
     momentum: float = _field(0.9, low=0.0, high=0.9999)
     weight_decay: float = _field(3e-4, low=0.0)
+    weight_decay_on: str = _field("all", choices=("all", "kernels"))
     gradient_clip_norm: float = _field(5.0, low=0.0)
+    ema_decay: float = _field(0.0, low=0.0, high=0.999999)
     drop_path_rate: float = _field(0.3, low=0.0, high=0.99)
     auxiliary_weight: float = _field(0.4, low=0.0)
     label_smoothing: float = _field(0.0, low=0.0, high=0.99)
@@ -270,6 +287,11 @@ class Config:
             raise ConfigError(
                 "search.warmup_epochs must be less than search.epochs, or the architecture is never updated. "
                 f"Received: warmup_epochs={self.search.warmup_epochs}, epochs={self.search.epochs}"
+            )
+        if self.train.warmup_epochs >= self.train.epochs:
+            raise ConfigError(
+                "train.warmup_epochs must be less than train.epochs, or the learning rate is never the schedule's. "
+                f"Received: train.warmup_epochs={self.train.warmup_epochs}, train.epochs={self.train.epochs}"
             )
 
     def to_dict(self):

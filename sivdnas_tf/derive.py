@@ -12,7 +12,7 @@ import numpy as np
 from sivdnas_tf.errors import ConfigError, nearest
 from sivdnas_tf.genotype import Cell, Edge, Genotype
 from sivdnas_tf.posterior import Posterior
-from sivdnas_tf.profiling.costs import budget_text, check_budget, cost_in, cost_text, deployed_cost, fits_budget
+from sivdnas_tf.profiling.costs import budget_text, check_budget, check_latency, cost_in, cost_text, deployed_cost, fits_budget
 from sivdnas_tf.search_space import CELL_TYPES, get_search_space
 
 RULES = ("budget", "mode", "sample")
@@ -26,8 +26,9 @@ class Derivation:
     Attributes:
       genotype: the `Genotype`; every intermediate node is fed and concatenated.
       details: JSON types, the content of derive.json: rule, seed, threshold (None for `sample`), whether it was raised and a
-        warning if so, the search's epoch, the budget, the deployed network's cost and that of `mode`, and for each cell type the
-        keep probabilities, what was kept, restored and dropped, and why.
+        warning if so, the search's epoch, the budget, the deployed network's cost and that of `mode`, its latency where that is limited
+        (None elsewhere): of which genotype, and every measurement; and for each cell type the keep probabilities, what was kept,
+        restored and dropped, and why.
     """
 
     genotype: Genotype
@@ -44,8 +45,8 @@ class _DerivedCell:
     restored: tuple
 
 
-def derive(posterior, *, rule, seed, budget, name="searched"):
-    """Derives a genotype, deterministically for a given posterior, rule and seed.
+def derive(posterior, *, rule, seed, budget, name="searched", measure_latency=None):
+    """Derives a genotype, deterministically for a given posterior, rule and seed, unless the budget limits a latency.
 
     An edge without operations counts as dropped; a node without edges gets back its most probable edge with that edge's most
     probable operation; ties break by index. Probabilities are those of the float32 parameters that posterior.npz holds.
@@ -54,22 +55,23 @@ def derive(posterior, *, rule, seed, budget, name="searched"):
       posterior: `posterior.Posterior`.
       rule: "mode": keep what has keep_probability >= 0.5. "budget": the same where the deployed network fits, otherwise the
         threshold is raised to the next larger keep_probability of the posterior until it does. "sample": one draw of the gates.
+        Where the network that this gives takes longer than `budget.latency_ms`, "budget" raises the threshold further, by bisection
+        over what fits the multiply-adds, as if a higher threshold never took longer; the others refuse.
       seed: of the draw of "sample", at least 0.
       budget: `config.BudgetConfig` of the deployed network.
       name: of the genotype.
+      measure_latency: function of a `Genotype` to the milliseconds that its deployed network takes an image; needed, and called, only
+        where `budget.latency_ms` limits them.
 
     Returns:
       A `Derivation`.
 
     Raises:
       BudgetError: where the deployed network costs more than the budget allows; with "budget", the cheapest one it could derive.
-      ConfigError: for an unknown rule, a negative seed, or a deployed network that does not exist.
+      ConfigError: for an unknown rule, a negative seed, a deployed network that does not exist, or a limit that nothing measures.
       RunDirError: where a parameter of the posterior is not finite or of another shape than its space's.
     """
-    if rule not in RULES:
-        raise ConfigError(f"unknown rule of derivation.{nearest(rule, RULES)} Expected one of {', '.join(RULES)}. Received: {rule!r}")
-    if seed < 0:
-        raise ConfigError(f"the seed of a derivation must be at least 0. Received: seed={seed}")
+    _check_arguments(rule, seed, budget, measure_latency)
     posterior = Posterior.from_arrays(posterior.to_arrays())
     mode = _threshold_cells(posterior, MODE_THRESHOLD)
     threshold, cells = MODE_THRESHOLD, mode
@@ -78,25 +80,41 @@ def derive(posterior, *, rule, seed, budget, name="searched"):
     elif rule == "budget":
         threshold, cells = _raise_threshold(posterior, budget)
     genotype = _to_genotype(cells, posterior, name)
-    subject = "the cheapest network that rule budget can derive" if rule == "budget" else f"the network that rule {rule} derives"
-    cost = check_budget(genotype, budget, subject)
+    subject = f"the network that rule {rule} derives"
+    check_budget(genotype, budget, "the cheapest network that rule budget can derive" if rule == "budget" else subject)
+    latency = None
+    if budget.latency_ms:
+        candidates = [(threshold, cells, genotype)]
+        if rule == "budget":
+            candidates, subject = _candidates(posterior, budget, threshold, name), "the sparsest network that rule budget can derive"
+        (threshold, cells, genotype), latency = _fast_enough(candidates, measure_latency, budget, subject)
     mode_cost = deployed_cost(_to_genotype(mode, posterior, name), budget)
     space = get_search_space(posterior.search_space)
     details = {
         "rule": rule,
         "seed": seed,
         "threshold": threshold,
-        **_raised(threshold, mode_cost, budget),
+        **_raised(threshold, mode_cost, budget, latency),
         "search_space": space.name,
         "epoch": posterior.epoch,
         "budget": dataclasses.asdict(budget),
-        "cost": dataclasses.asdict(cost),
+        "cost": dataclasses.asdict(deployed_cost(genotype, budget)),
         "mode_cost": dataclasses.asdict(mode_cost),
+        "latency": latency,
         "edges": list(space.edge_names),
         "primitives": list(space.primitives),
         "cells": {cell_type: _describe(cells[cell_type], posterior, cell_type, rule) for cell_type in CELL_TYPES},
     }
     return Derivation(genotype, details)
+
+
+def _check_arguments(rule, seed, budget, measure_latency):
+    if rule not in RULES:
+        raise ConfigError(f"unknown rule of derivation.{nearest(rule, RULES)} Expected one of {', '.join(RULES)}. Received: {rule!r}")
+    if seed < 0:
+        raise ConfigError(f"the seed of a derivation must be at least 0. Received: seed={seed}")
+    if budget.latency_ms and measure_latency is None:
+        raise ConfigError(f"budget.latency_ms needs measure_latency, which measures it. Received: latency_ms={budget.latency_ms}, none")
 
 
 def full_genotype(space_name):
@@ -143,6 +161,44 @@ def _raise_threshold(posterior, budget):
     return cheapest[1:]
 
 
+def _candidates(posterior, budget, lowest, name):
+    """`(threshold, cells, genotype)` from a threshold up, of what fits the multiply-adds, each genotype once."""
+    found = {}
+    for threshold in _thresholds(posterior):
+        cells = _threshold_cells(posterior, threshold)
+        genotype = _to_genotype(cells, posterior, name)
+        if threshold >= lowest and fits_budget(deployed_cost(genotype, budget), budget):
+            found.setdefault(genotype.sha256, (threshold, cells, genotype))
+    return list(found.values())
+
+
+def _fast_enough(candidates, measure_latency, budget, subject):
+    """The first candidate that is fast enough if each is faster than the one before, and what derive.json says of it.
+
+    A candidate that is returned was itself measured within the limit. Each measurement builds a network, so they are few: the first
+    candidate, the last, and a bisection between them. Raises `BudgetError` where the last one is too slow.
+    """
+    measured = {}
+
+    def fits(index):
+        measured[index] = float(measure_latency(candidates[index][2]))
+        return measured[index] <= budget.latency_ms
+
+    low, high = 0, len(candidates) - 1
+    if fits(0):
+        high = 0
+    elif high == 0 or not fits(high):
+        check_latency(measured[high], budget, subject)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return candidates[high], {
+        "ms": measured[high],
+        "genotype_sha256": candidates[high][2].sha256,
+        "measurements": [{"threshold": candidates[index][0], "ms": milliseconds} for index, milliseconds in measured.items()],
+    }
+
+
 def _thresholds(posterior):
     """0.5, every larger keep_probability in increasing order, and one above them all: at it, only the guarantee keeps anything."""
     cells = [posterior.cell(cell_type) for cell_type in CELL_TYPES]
@@ -182,15 +238,20 @@ def _to_cell(kept, space):
     return Cell(tuple(edges), space.nodes)
 
 
-def _raised(threshold, mode_cost, budget):
+def _raised(threshold, mode_cost, budget, latency):
     """Whether the threshold was raised, and the warning that a raised one deserves."""
     if threshold is None or threshold <= MODE_THRESHOLD:
         return {"raised": False, "warning": None}
+    subject, over = f"keeping every keep_probability >= {MODE_THRESHOLD}", []
+    if not fits_budget(mode_cost, budget):
+        over.append(f"{subject} costs {cost_text(mode_cost, budget)}, over the budget of {budget_text(budget)}")
+        subject = "what fits that"
+    if latency and len(latency["measurements"]) > 1:
+        milliseconds = latency["measurements"][0]["ms"]
+        over.append(f"{subject} takes {milliseconds:,.15g} ms in {budget.latency_runtime}, over the limit of {budget.latency_ms:,.15g}")
     warning = (
-        f"the search ended too dense: keeping every keep_probability >= {MODE_THRESHOLD} costs "
-        f"{cost_text(mode_cost, budget)}, over the budget of {budget_text(budget)}; the threshold had to be "
-        f"raised to {threshold:.4f}, so that the budget, not the prior, pruned the rest. A larger search.kl_weight or more "
-        "architecture steps prune more."
+        f"the search ended too dense: {'; '.join(over)}; the threshold had to be raised to {threshold:.4f}, so that the budget, not the "
+        "prior, pruned the rest. A larger search.kl_weight or more architecture steps prune more."
     )
     return {"raised": True, "warning": warning}
 

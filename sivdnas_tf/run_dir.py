@@ -184,6 +184,11 @@ class RunDir:
         """Whether the stage's last file is there."""
         return self.file(_DONE[stage]).exists()
 
+    def is_done_with(self, stage, settings):
+        """Whether the stage's last file is there and it was made with exactly these settings (as of `begin`)."""
+        record = self.file(f"stages/{stage}.json")
+        return self.is_done(stage) and record.exists() and not _differences(read_json(record), json.loads(json.dumps(settings)))
+
     def require(self, stage):
         """Raises `RunDirError`, naming the command that is missing, unless `stage` is done."""
         if not self.is_done(stage):

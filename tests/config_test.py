@@ -147,6 +147,11 @@ def test_a_search_must_update_its_architecture():
     assert Config.from_dict({"search": {"epochs": 3, "warmup_epochs": 2}}).search.epochs == 3
 
 
+def test_a_warmup_of_the_learning_rate_ends_before_the_training():
+    assert "train.warmup_epochs=2, train.epochs=2" in refusal({"train": {"warmup_epochs": 2, "epochs": 2}})
+    assert build("train", "warmup_epochs", 599).train.warmup_epochs == 599
+
+
 def test_replace_changes_fields_and_validates():
     config = replace(Config(), seed=7, search={"epochs": 20}, export={"formats": ("onnx",)})
     assert (config.seed, config.search.epochs, config.search.warmup_epochs, config.export.formats) == (7, 20, 15, ("onnx",))

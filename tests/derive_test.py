@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -333,6 +334,97 @@ def test_over_the_budget(rule):
     assert f"channels={widest} is the widest" in message
     derived = run(posterior, rule, budget=budget, channels=widest)  # and it does
     assert derived.details["cost"]["macs_ptflops"] <= budget.macs
+
+
+# Latency: `measure` stands in for a runtime.
+
+
+def operations_of(genotype):
+    """As milliseconds: the number of operations, which never rises with the threshold."""
+    return float(sum(len(genotype.cell(cell_type).edges) for cell_type in CELL_TYPES))
+
+
+def limited(posterior, limit, rule="budget", measure=operations_of, **budget_fields):
+    """A derivation with a limit of latency, and the genotypes that were measured."""
+    measured = []
+
+    def counted(genotype):
+        measured.append(genotype)
+        return measure(genotype)
+
+    budget = dataclasses.replace(WIDE, latency_ms=limit, **budget_fields)
+    return derive(posterior, rule=rule, seed=0, budget=budget, measure_latency=counted), measured
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_without_a_limit_nothing_is_measured(rule):
+    found, measured = limited(random_posterior(0), 0.0, rule)
+    assert measured == [] and found.details["latency"] is None
+    assert found.genotype == run(random_posterior(0), rule).genotype
+
+
+def test_a_limit_needs_something_that_measures():
+    with pytest.raises(ConfigError, match=r"budget.latency_ms needs measure_latency.*Received: latency_ms=3.0"):
+        run(random_posterior(0), "budget", latency_ms=3.0)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_what_is_fast_enough_stays_as_it_is_after_one_measurement(rule):
+    posterior = random_posterior(0)
+    expected = run(posterior, rule)
+    limit = operations_of(expected.genotype)
+    found, measured = limited(posterior, limit, rule)
+    assert found.genotype == expected.genotype and measured == [expected.genotype]
+    latency = {"ms": limit, "genotype_sha256": found.genotype.sha256}
+    threshold = expected.details["threshold"]
+    assert found.details["latency"] == {**latency, "measurements": [{"threshold": threshold, "ms": limit}]}
+    assert {**found.details, "latency": None} == {**expected.details, "budget": found.details["budget"]}
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5])
+@pytest.mark.parametrize("limit", [9.0, 20.0, 60.0])
+def test_budget_raises_the_threshold_to_the_first_that_is_fast_enough(limit, share):
+    posterior = random_posterior(1, mean=-2.0)
+    dense = run(posterior, "mode").details["cost"]["macs"]
+    found, measured = limited(posterior, limit, macs=share * dense)
+    details = json.loads(json.dumps(found.details))
+    expected = next(
+        (threshold, genotype)
+        for threshold in all_thresholds(posterior)
+        for macs, genotype in [macs_of(posterior, threshold, WIDE)]
+        if macs <= share * dense and operations_of(genotype) <= limit
+    )
+    assert (details["threshold"], found.genotype) == expected
+    assert details["cost"] == dataclasses.asdict(costs.deployed_cost(found.genotype, WIDE))
+    # The first, the last, and a bisection of the at most 200 between them.
+    assert 2 < len(measured) <= 2 + 8
+    latency = details["latency"]
+    assert latency["ms"] == operations_of(found.genotype) <= limit and latency["genotype_sha256"] == found.genotype.sha256
+    assert [entry["ms"] for entry in latency["measurements"]] == [operations_of(genotype) for genotype in measured]
+    assert details["raised"]
+    first = latency["measurements"][0]["ms"]
+    subject = "keeping every keep_probability >= 0.5" if share == 1.0 else "over the budget of .* macs; what fits that"
+    assert re.search(rf"{subject} takes {first:g} ms in tflite_1, over the limit of {limit:g}; ", details["warning"])
+    assert f"raised to {details['threshold']:.4f}" in details["warning"]
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_over_the_latency(rule):
+    with pytest.raises(BudgetError) as caught:
+        limited(random_posterior(0), 7.5, rule, latency_runtime="onnxruntime")
+    message = str(caught.value)
+    assert caught.value.exit_code == 3 and "\n" not in message
+    assert ("the sparsest network" in message) == (rule == "budget")
+    assert "Expected at most 7.5 ms an image, the median in onnxruntime on this machine" in message
+    assert f"Received: {8 if rule == 'budget' else operations_of(run(random_posterior(0), rule).genotype):g} ms" in message
+
+
+def test_over_the_multiply_adds_nothing_is_measured():
+    def measure(genotype):
+        raise AssertionError("measured")
+
+    with pytest.raises(BudgetError, match="Expected at most 1 macs"):
+        limited(random_posterior(0), 5.0, measure=measure, macs=1.0)
 
 
 def test_wrong_arguments_are_refused():

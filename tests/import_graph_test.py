@@ -27,6 +27,7 @@ LAYERS = {
         "data.description",
         "data.folders",
         "data.images",
+        "training.averaging",
         "training.schedules",
         "training.hypergradient",
         "training.distribution",
@@ -60,7 +61,15 @@ LAYERS = {
 }
 LAYER_OF = {f"sivdnas_tf.{name}": layer for layer, names in LAYERS.items() for name in names}
 LAYER_OF |= {f"export.{name}": 6 for name in ("freeze", "latency", "pipeline", "runtimes", "saved_model", "to_onnx", "to_tflite", "verify")}
-CONFIGS = ("configs.quickstart", "configs.cifar10", "configs.cifar10_convergence", "configs.cifar10_small")
+CONFIGS = (
+    "configs.quickstart",
+    "configs.cifar10",
+    "configs.cifar10_convergence",
+    "configs.cifar10_small",
+    "configs.cifar10_eval",
+    "configs.cifar100_eval",
+    "configs.imagenet_eval",
+)
 TOP = ("sivdnas_tf.pricing", "sivdnas_tf.commands", "sivdnas_tf.__main__")
 
 # Importing these must not import TensorFlow: a command can price, refuse or derive before it starts.

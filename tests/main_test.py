@@ -50,7 +50,7 @@ def test_overwrite_takes_another_configuration_of_what_is_redone(call, refusal, 
 
     run, calls = trained.copy(tmp_path / "run"), []
     monkeypatch.setattr(search, "run_search", lambda config, *rest: calls.append(("search", config, rest[-2])))
-    monkeypatch.setattr(train, "run_train", lambda config, *rest: calls.append(("train", config, rest[-2])))
+    monkeypatch.setattr(train, "run_train", lambda config, *rest, **_: calls.append(("train", config, rest[-2])))
     arguments = [command, f"--config={tiny_config}", f"--workdir={run}", "--overwrite", "--config.train.epochs=9"]
     # The search that the genotype came from stays as it is when only the training is redone.
     changed = "--config.search.kl_weight=0.25"

@@ -359,3 +359,13 @@ def test_keep_probability_is_the_logistic_function():
     posterior = make_posterior()
     assert posterior.normal.operation_keep_probability.shape == (14, 7)
     assert posterior.normal.edge_keep_probability.shape == (14,)
+
+
+def test_a_stage_is_done_with_the_settings_that_it_was_made_with(tmp_path):
+    run_dir = RunDir(tmp_path)
+    assert not run_dir.is_done_with("evaluate", {"a": 1})
+    run_dir.begin("evaluate", {"a": 1, "b": (2, 3)})
+    assert not run_dir.is_done_with("evaluate", {"a": 1, "b": (2, 3)})
+    write_json(run_dir.file("evaluation.json"), {})
+    assert run_dir.is_done_with("evaluate", {"a": 1, "b": [2, 3]})
+    assert not run_dir.is_done_with("evaluate", {"a": 2, "b": [2, 3]}) and not run_dir.is_done_with("evaluate", {"a": 1})

@@ -16,6 +16,8 @@ that what it reads counts as used. No published genotype of the zoo tells the tw
 
 import dataclasses
 import functools
+import os
+import platform
 
 from sivdnas_tf.errors import BudgetError, ConfigError, GenotypeError, nearest
 from sivdnas_tf.search_space import CELL_TYPES, EVALUATION_OPERATIONS, MAX_CELLS, MIN_CELLS, N_CELL_INPUTS, plan_network
@@ -281,6 +283,24 @@ def check_budget(genotype, budget, subject="the deployed network"):
             f"cells={budget.cells}, resolution={budget.resolution}, classes={budget.classes}"
         )
     return cost
+
+
+def check_latency(milliseconds, budget, subject="the deployed network"):
+    """Raises `BudgetError` if a latency measured here is over a `config.BudgetConfig`'s limit; returns it otherwise.
+
+    Args:
+      milliseconds: median of one image, measured in `budget.latency_runtime`.
+      budget: `config.BudgetConfig`; a `latency_ms` of 0 is no limit.
+      subject: what the message calls the network.
+    """
+    if budget.latency_ms and milliseconds > budget.latency_ms:
+        raise BudgetError(
+            f"{subject} takes longer than the budget allows. Expected at most {budget.latency_ms:,.15g} ms an image, the median in "
+            f"{budget.latency_runtime} on this machine ({platform.machine()}, {os.cpu_count()} cores). Received: {milliseconds:,.15g} ms "
+            f"at network={budget.network}, channels={budget.channels}, cells={budget.cells}, resolution={budget.resolution}, "
+            f"classes={budget.classes}"
+        )
+    return milliseconds
 
 
 def used_nodes(cell):

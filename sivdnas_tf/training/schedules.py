@@ -5,7 +5,7 @@ import math
 import keras
 import tensorflow as tf
 
-from sivdnas_tf.errors import ConfigError
+from sivdnas_tf.errors import ConfigError, nearest
 
 
 def prior_gap(epoch, warmup_epochs, decay):
@@ -57,28 +57,82 @@ def cosine_learning_rate(epoch, initial, final, epochs):
     return final + (initial - final) * (1.0 + math.cos(math.pi * min(epoch, epochs) / epochs)) / 2.0
 
 
-@keras.saving.register_keras_serializable(package="sivdnas_tf")
-class EpochCosine(keras.optimizers.schedules.LearningRateSchedule):
-    """Cosine annealing that is constant within an epoch: `cosine_learning_rate(step // steps_per_epoch, ...)`.
+def linear_learning_rate(epoch, initial, final, epochs):
+    """Learning rate of `epoch`: initial + (final - initial) * epoch / epochs, and `final` from `epochs` on.
 
-    DARTS steps its scheduler once an epoch; Keras' CosineDecay moves every step.
+    PyTorch's LambdaLR(lambda epoch: 1 - epoch / epochs) where `final` is 0. Departure: P-DARTS' train_imagenet.py reaches almost 0 five
+    epochs earlier, and its last five epochs have rates of their own; the paper says "decayed linearly" and no more.
+
+    Args:
+      epoch: index of the current epoch.
+      initial, final: rates at epoch 0 and at epoch `epochs`.
+      epochs: length of the decay, at least 1.
+
+    Returns:
+      float.
+    """
+    _check_positive(epochs=epochs)
+    return initial + (final - initial) * min(epoch, epochs) / epochs
+
+
+_LEARNING_RATES = {"cosine": cosine_learning_rate, "linear": linear_learning_rate}
+
+
+def learning_rate(epoch, initial, final, epochs, *, schedule="cosine", warmup_epochs=0):
+    """Learning rate of `epoch`: that of the schedule, in epoch e < warmup_epochs times (e + 1) / warmup_epochs.
+
+    The warm-up of P-DARTS' and PC-DARTS' train_imagenet.py (5 epochs for batches above 256): it scales what the schedule gives, in whole
+    epochs, so that the last epoch of the warm-up has the schedule's own rate already, which has been falling since epoch 0.
+
+    Args:
+      epoch: index of the current epoch.
+      initial, final, epochs: as of `cosine_learning_rate` and `linear_learning_rate`.
+      schedule: one of `config.LEARNING_RATE_SCHEDULES`.
+      warmup_epochs: at least 0.
+
+    Returns:
+      float.
+
+    Raises:
+      ConfigError: for an unknown schedule, epochs below 1 or a negative warm-up.
+    """
+    if schedule not in _LEARNING_RATES:
+        raise ConfigError(
+            f"unknown schedule of the learning rate.{nearest(schedule, _LEARNING_RATES)} Expected one of {', '.join(_LEARNING_RATES)}. "
+            f"Received: {schedule!r}"
+        )
+    if warmup_epochs < 0:
+        raise ConfigError(f"warmup_epochs must be at least 0. Received: warmup_epochs={warmup_epochs}")
+    rate = _LEARNING_RATES[schedule](epoch, initial, final, epochs)
+    return rate * (epoch + 1) / warmup_epochs if epoch < warmup_epochs else rate
+
+
+@keras.saving.register_keras_serializable(package="sivdnas_tf")
+class EpochLearningRate(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate that is constant within an epoch: `learning_rate(step // steps_per_epoch, ...)`.
+
+    DARTS steps its scheduler once an epoch; Keras' schedules move every step.
 
     Args:
       initial, final: learning rates at epoch 0 and at epoch `epochs`.
-      epochs: length of the annealing.
+      epochs: length of the decay.
       steps_per_epoch: steps of the optimizer in an epoch.
+      schedule, warmup_epochs: as of `learning_rate`.
 
     Raises:
-      ConfigError: where epochs or steps_per_epoch is below 1.
+      ConfigError: as `learning_rate`, or where steps_per_epoch is below 1.
     """
 
-    def __init__(self, initial, final, epochs, steps_per_epoch):
+    def __init__(self, initial, final, epochs, steps_per_epoch, schedule="cosine", warmup_epochs=0):
         _check_positive(epochs=epochs, steps_per_epoch=steps_per_epoch)
         self.initial = float(initial)
         self.final = float(final)
         self.epochs = int(epochs)
         self.steps_per_epoch = int(steps_per_epoch)
-        self._rates = [cosine_learning_rate(epoch, self.initial, self.final, self.epochs) for epoch in range(self.epochs + 1)]
+        self.schedule = schedule
+        self.warmup_epochs = int(warmup_epochs)
+        options = {"schedule": schedule, "warmup_epochs": self.warmup_epochs}
+        self._rates = [learning_rate(epoch, self.initial, self.final, self.epochs, **options) for epoch in range(self.epochs + 1)]
 
     def __call__(self, step):
         """The learning rate at `step` (integer scalar, tensor or variable), float32 scalar."""
@@ -87,7 +141,8 @@ class EpochCosine(keras.optimizers.schedules.LearningRateSchedule):
 
     def get_config(self):
         """Constructor arguments."""
-        return {"initial": self.initial, "final": self.final, "epochs": self.epochs, "steps_per_epoch": self.steps_per_epoch}
+        names = ("initial", "final", "epochs", "steps_per_epoch", "schedule", "warmup_epochs")
+        return {name: getattr(self, name) for name in names}
 
 
 def _check_positive(**counts):

@@ -97,7 +97,7 @@ def build_supernet(config, image_shape, classes, steps, class_weights=None):
         )
     # Keras' SGD keeps the learning rate inside the velocity, PyTorch's outside: they part only where the cosine moves.
     weight_optimizer = keras.optimizers.SGD(
-        schedules.EpochCosine(search.learning_rate, search.final_learning_rate, search.epochs, steps), momentum=search.momentum
+        schedules.EpochLearningRate(search.learning_rate, search.final_learning_rate, search.epochs, steps), momentum=search.momentum
     )
     architecture_optimizer = keras.optimizers.Adam(
         search.architecture_learning_rate, search.architecture_beta_1, search.architecture_beta_2, epsilon=1e-8

@@ -1,16 +1,19 @@
 """The training stage: genotype to train/weights.weights.h5 (METHOD.md section 7)."""
 
+import dataclasses
+
 import keras
 
 from sivdnas_tf.data.augment import Augmentation
 from sivdnas_tf.data.datasets import as_datasets, batches, steps_per_epoch, with_name_of
 from sivdnas_tf.data.description import write_description
-from sivdnas_tf.errors import RunDirError
+from sivdnas_tf.errors import ConfigError, RunDirError
 from sivdnas_tf.models.evaluation_network import DROP_PATH_SCHEDULE, evaluation_network
-from sivdnas_tf.profiling.costs import check_budget
-from sivdnas_tf.run_dir import as_run_dir, atomic_path, write_json
+from sivdnas_tf.profiling.costs import check_budget, check_latency
+from sivdnas_tf.run_dir import as_run_dir, atomic_path, read_json, write_json
 from sivdnas_tf.search_space import plan_network
 from sivdnas_tf.training import objective, schedules
+from sivdnas_tf.training.averaging import MovingAverage
 from sivdnas_tf.training.distribution import (
     apply_gradients,
     begin_stage,
@@ -53,11 +56,12 @@ def train_settings(config, genotype):
     return {**config.stage_settings("train"), "genotype_sha256": genotype.sha256}
 
 
-def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
+def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print, measure_latency=None):
     """Trains the genotype's evaluation network, or continues, or says that it is done.
 
     All training images but the held-out ones are trained on; the held-out ones choose the epoch whose weights are kept
-    (`train.checkpoint_choice`) and nothing else. train/weights.weights.h5 holds the network without auxiliary head and drop path,
+    (`train.checkpoint_choice`) and nothing else. With `train.ema_decay` it is the average that they measure and that is kept.
+    train/weights.weights.h5 holds the network without auxiliary head and drop path,
     train/data.json what a user of the network must know of its images.
 
     Args:
@@ -67,6 +71,9 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
       run_dir: the `RunDir` or the path of the directory that gets config.json, train/* and, unless it has one, genotype.json.
       overwrite: whether an earlier training in `run_dir` is removed first.
       say: function of a line for the user.
+      measure_latency: function of a `Genotype` to the milliseconds that its deployed network takes an image
+        (`export.latency.deployed_latency_ms`); needed where `config.budget.latency_ms` limits them. It is called before a training
+        begins, by the chief, unless derive.json says that `derive` measured this genotype for the same budget.
 
     Raises:
       BudgetError: where the deployed network of `config.budget` is over budget; nothing is trained or written then.
@@ -83,6 +90,8 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     steps = steps_per_epoch(datasets.train, config.train.batch_size)
     plan = trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
     _augmentation(config).check(datasets.image_shape)
+    if config.budget.latency_ms and is_chief(strategy) and (overwrite or not run_dir.file("stages/train.json").exists()):
+        _check_latency(config.budget, genotype, run_dir, measure_latency)
     state, chief = begin_stage(run_dir, strategy, "train", train_settings(config, genotype), overwrite), is_chief(strategy)
     if chief:
         write_json(run_dir.file("config.json"), config.to_dict())
@@ -106,8 +115,19 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     if config.train.checkpoint_choice == "best":
         deployed.load_weights(run_dir.file(_BEST))
     else:
-        copy_weights(trainer.model, deployed)
+        trainer.copy_to(deployed)
     _save_weights(deployed, run_dir.file(WEIGHTS))
+
+
+def _check_latency(budget, genotype, run_dir, measure_latency):
+    if measure_latency is None:
+        raise ConfigError(f"budget.latency_ms needs measure_latency, which measures it. Received: latency_ms={budget.latency_ms}, none")
+    if run_dir.file("derive.json").exists():
+        details = read_json(run_dir.file("derive.json"))
+        derived = (details.get("budget"), (details.get("latency") or {}).get("genotype_sha256"))
+        if derived == (dataclasses.asdict(budget), genotype.sha256):
+            return
+    check_latency(measure_latency(genotype), budget)
 
 
 def load_trained(config, genotype, datasets, run_dir):
@@ -155,9 +175,27 @@ class Trainer:
                 synchronized=strategy.num_replicas_in_sync > 1,
                 seed=config.seed,
             )
-        rate = schedules.EpochCosine(self.train.learning_rate, self.train.final_learning_rate, self.train.epochs, steps)
+        rate = schedules.EpochLearningRate(steps_per_epoch=steps, **_rates(self.train))
         self.optimizer = scaled_for(config.train.precision, keras.optimizers.SGD(rate, momentum=self.train.momentum))
         self.optimizer.build(self.model.trainable_variables)
+        self._weight_decays = [
+            self.train.weight_decay if self.train.weight_decay_on == "all" or variable.name == "kernel" else 0.0
+            for variable in self.model.trainable_variables
+        ]
+        self._average = MovingAverage(_deployed_variables(self.model), self.train.ema_decay) if self.train.ema_decay > 0 else None
+
+    @property
+    def state(self):
+        """What a checkpoint must hold, for `LoopPlan.state`."""
+        state = {"model": model_state(self.model), "optimizer": self.optimizer}
+        return state | ({"average": self._average.state} if self._average else {})
+
+    def copy_to(self, deployed):
+        """Gives the network without auxiliary head and drop path this one's weights, or with `train.ema_decay` their average."""
+        values = {variable.path: variable.numpy() for variable in self.model.variables}
+        values |= self._average.values() if self._average else {}
+        for variable in deployed.variables:
+            variable.assign(values[variable.path])
 
     def set_drop_path(self, *, rate=None, step=None):
         """Assigns the rate of dropping a path, or the step that keys the masks; without drop path there is nothing to assign."""
@@ -192,16 +230,28 @@ class Trainer:
             gradients,
             variables,
             clip_norm=train.gradient_clip_norm,
-            weight_decays=[train.weight_decay] * len(variables),
+            weight_decays=self._weight_decays,
         )
+        if self._average:
+            self._average.update()
         return {"loss": value, "accuracy": objective.accuracy(labels, logits)}
 
 
-def copy_weights(source, target):
-    """Copies the values of all variables of `target` from those of the same path in `source`."""
-    values = {variable.path: variable for variable in source.variables}
-    for variable in target.variables:
-        variable.assign(values[variable.path].numpy())
+def _rates(train):
+    """What `schedules.learning_rate` takes besides the epoch."""
+    return {
+        "initial": train.learning_rate,
+        "final": train.final_learning_rate,
+        "epochs": train.epochs,
+        "schedule": train.schedule,
+        "warmup_epochs": train.warmup_epochs,
+    }
+
+
+def _deployed_variables(model):
+    """Weights and batch-norm's moving statistics of the training form that the deployed one has too."""
+    of_training = ("auxiliary", DROP_PATH_SCHEDULE)
+    return [variable for variable in model.variables if variable.path.split("/")[0] not in of_training]
 
 
 def _save_weights(model, path):
@@ -225,7 +275,7 @@ def _loop_plan(config, datasets, run_dir, trainer, deployed, steps):
 
     def on_epoch_end(epoch, record):
         del record
-        copy_weights(trainer.model, deployed)
+        trainer.copy_to(deployed)
         holdout = measure(deployed, datasets.holdout, **statistics)
         earlier = [line["holdout_accuracy"] for line in run_dir.read_metrics("train")[:epoch]]
         if train.checkpoint_choice == "best" and holdout["top1"] >= max(earlier, default=0.0):
@@ -233,7 +283,8 @@ def _loop_plan(config, datasets, run_dir, trainer, deployed, steps):
         return {
             "holdout_loss": holdout["loss"],
             "holdout_accuracy": holdout["top1"],
-            "learning_rate": schedules.cosine_learning_rate(epoch, train.learning_rate, train.final_learning_rate, train.epochs),
+            "holdout_top5": holdout["top5"],
+            "learning_rate": schedules.learning_rate(epoch, **_rates(train)),
             "drop_path_rate": drop_path_rate(epoch),
         }
 
@@ -247,7 +298,7 @@ def _loop_plan(config, datasets, run_dir, trainer, deployed, steps):
         ),
         step=lambda epoch: (trainer.step,),
         metric_names=_METRICS,
-        state={"model": model_state(trainer.model), "optimizer": trainer.optimizer},
+        state=trainer.state,
         advice=_ADVICE,
         summary=lambda record: (
             f"loss {record['loss']:.3f}  accuracy {record['accuracy']:.3f}  held out: loss {record['holdout_loss']:.3f}  "

@@ -214,6 +214,26 @@ def test_over_budget_nothing_is_written(exported_partial, convention):
     assert listing(trained.run_dir.path) == before
 
 
+def test_the_latency_of_what_is_written_is_held_to_its_limit(partial, tmp_path, monkeypatch):
+    measured = []
+
+    def median_latency_ms(model, runtime):
+        measured.append((model.input_shape, model.output_shape, runtime))
+        return 2.0
+
+    monkeypatch.setattr(pipeline, "median_latency_ms", median_latency_ms)
+    run_dir, budget = partial.copy(tmp_path / "run"), {"latency_ms": 1.5, "latency_runtime": "onnxruntime"}
+    before = sorted(run_dir.path.rglob("*"))
+    with pytest.raises(
+        BudgetError, match=r"the exported network takes longer.*at most 1\.5 ms.*in onnxruntime.*Received: 2 ms at .*cells=3"
+    ):
+        partial.export(run_dir, budget=budget, export={"formats": ("onnx",)})
+    assert sorted(run_dir.path.rglob("*")) == before
+    for _ in range(2):  # the second finds it done, and measures nothing
+        partial.export(run_dir, budget={**budget, "latency_ms": 2.0}, export={"formats": ("onnx",)})
+    assert measured == [((None, 8, 8, 3), (None, 3), "onnxruntime")] * 2
+
+
 def test_the_written_network_is_priced_not_the_one_of_the_budget(partial):
     # What config.budget describes, an ImageNet network, costs far more than this.
     budget = {"macs": cost_of(partial).macs}

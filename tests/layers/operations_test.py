@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from reference import images, operation, randomise
 
 from sivdnas_tf.errors import ConfigError, GenotypeError
 from sivdnas_tf.layers import blocks
@@ -26,6 +27,24 @@ def test_parameters_are_those_that_costs_count_and_channels_stay(primitive, stri
     assert output.shape == (2, RESOLUTION // stride, RESOLUTION // stride, CHANNELS)
     assert layer.compute_output_shape(X.shape) == output.shape
     assert layer.name == primitive
+
+
+@pytest.mark.parametrize("size", [2, 7, 8])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("primitive", EVALUATION_OPERATIONS)
+def test_outputs_are_those_of_the_definition(primitive, stride, size):
+    """Smaller than most kernels, odd, and even; for every variable its own random values, batch-norm's statistics included."""
+    layer, x = candidate_operation(primitive, channels=CHANNELS, stride=stride), images(size, CHANNELS)
+    if (primitive, stride, size) == ("skip_connect", 2, 7):
+        with pytest.raises(ValueError, match=r"factorized reduce halves even sizes\. Received: input_shape=\(3, 7, 7, 6\)"):
+            layer.build(x.shape)
+        return
+    layer.build(x.shape)
+    expected = operation(primitive, x.astype(np.float64), randomise(layer), stride)
+    output = layer(x, training=False)
+    assert output.shape == expected.shape == (3, -(-size // stride), -(-size // stride), CHANNELS)
+    np.testing.assert_allclose(output, expected, rtol=1e-4, atol=1e-3)
+    assert primitive == "none" or np.abs(expected).max() > 0.1
 
 
 @pytest.mark.parametrize("stride", [1, 2])

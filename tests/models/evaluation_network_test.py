@@ -11,7 +11,10 @@ from sivdnas_tf.profiling.costs import auxiliary_head_params, network_cost
 from sivdnas_tf.search_space import plan_network
 from sivdnas_tf.zoo import registry
 
-PUBLISHED_CIFAR = {"network": "cifar", "channels": 36, "cells": 20, "classes": 10, "resolution": 32}
+PUBLISHED = {
+    "cifar": {"network": "cifar", "channels": 36, "cells": 20, "classes": 10, "resolution": 32},
+    "imagenet": {"network": "imagenet", "channels": 48, "cells": 14, "classes": 1000, "resolution": 224},
+}
 SMALL = {
     "cifar": {"network": "cifar", "channels": 4, "cells": 5, "classes": 3, "resolution": 8, "image_channels": 1},
     "imagenet": {"network": "imagenet", "channels": 4, "cells": 3, "classes": 3, "resolution": 64, "image_channels": 3},
@@ -71,19 +74,32 @@ def params(layer):
 # Size.
 
 
+BUILT = [("DARTS_V2", "cifar"), ("DCO_EDGE_BS_64", "cifar"), ("DARTS_V2", "imagenet")]
+
+
 @pytest.fixture(scope="module")
 def published():
-    """The CIFAR networks of two publications with auxiliary head, by name; built once."""
-    return {name: build(registry.load(name), PUBLISHED_CIFAR, auxiliary=True) for name in ("DARTS_V2", "DCO_EDGE_BS_64")}
+    """Published networks at full size with auxiliary head, by name and network; built once."""
+    return {(name, network): build(registry.load(name), PUBLISHED[network], auxiliary=True) for name, network in BUILT}
 
 
-@pytest.mark.parametrize("name", ["DARTS_V2", "DCO_EDGE_BS_64"])
-def test_published_networks_have_exactly_the_counted_parameters(name, published):
-    model, _ = published[name]
-    counts = registry.entry(name)["counts"]["cifar"]
-    auxiliary = params(model.get_layer("auxiliary"))
-    assert auxiliary == counts["params_aux_head"] == auxiliary_head_params(registry.load(name), **PUBLISHED_CIFAR)
-    assert params(model) - auxiliary == counts["params"] == network_cost(registry.load(name), **PUBLISHED_CIFAR).params
+def assert_counted(model, name, network):
+    counts, auxiliary = registry.entry(name)["counts"][network], params(model.get_layer("auxiliary"))
+    assert auxiliary == auxiliary_head_params(registry.load(name), **PUBLISHED[network])
+    assert auxiliary == counts.get("params_aux_head", auxiliary)
+    assert params(model) - auxiliary == counts["params"] == network_cost(registry.load(name), **PUBLISHED[network]).params
+
+
+@pytest.mark.parametrize(("name", "network"), BUILT)
+def test_published_networks_have_exactly_the_counted_parameters(name, network, published):
+    assert_counted(published[name, network][0], name, network)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("network", PUBLISHED)
+@pytest.mark.parametrize("name", registry.names())
+def test_every_network_of_the_zoo_has_exactly_the_counted_parameters(name, network):
+    assert_counted(build(registry.load(name), PUBLISHED[network], auxiliary=True)[0], name, network)
 
 
 def test_one_published_network_has_several_operations_on_an_edge():
@@ -101,7 +117,7 @@ def test_small_networks_have_exactly_the_counted_parameters(genotype, network):
 
 
 def test_endpoints_of_the_cifar_network(published):
-    model, plan = published["DARTS_V2"]
+    model, plan = published["DARTS_V2", "cifar"]
     endpoints = [model.get_layer(f"cell{index + 1}_preprocess1").input.shape for index in range(19)] + [
         model.get_layer("classifier").input.shape
     ]
@@ -113,6 +129,56 @@ def test_endpoints_of_the_cifar_network(published):
     # The cell after a reduction halves its input 0, and no other does.
     halving = [index for index in range(20) if isinstance(model.get_layer(f"cell{index}_preprocess0"), blocks.FactorizedReduce)]
     assert halving == [7, 14]
+
+
+def test_endpoints_of_the_imagenet_network(published):
+    model, plan = published["DARTS_V2", "imagenet"]
+    assert model.get_layer("stem_0").output.shape == (None, 56, 56, 48)
+    assert model.get_layer("stem_1").output.shape == (None, 28, 28, 48)
+    assert model.get_layer("stem_1").input is model.get_layer("stem_0").output
+    assert model.get_layer("cell0_preprocess0").input is model.get_layer("stem_0").output
+    assert model.get_layer("cell0_preprocess1").input is model.get_layer("stem_1").output
+    endpoints = [model.get_layer(f"cell{index + 1}_preprocess1").input.shape for index in range(13)] + [
+        model.get_layer("classifier").input.shape
+    ]
+    assert endpoints == [(None, 28, 28, 192)] * 4 + [(None, 14, 14, 384)] * 5 + [(None, 7, 7, 768)] * 5
+    assert [endpoint[1:] for endpoint in endpoints] == [(each.out_resolution,) * 2 + (each.out_channels,) for each in plan.cells]
+    # 7x7, whatever the reference's docstring says (EVALUATION_NETWORK.md).
+    assert model.get_layer("auxiliary").input is model.get_layer("cell10_preprocess1").input
+    assert [output.shape for output in model.outputs] == [(None, 1000)] * 2
+    # Cell 0 too: stem 0 has twice the resolution of stem 1.
+    halving = [index for index in range(14) if isinstance(model.get_layer(f"cell{index}_preprocess0"), blocks.FactorizedReduce)]
+    assert halving == [0, 5, 10]
+
+
+@pytest.mark.parametrize(
+    ("resolution", "channels", "cells", "classes"), [(64, 2, 3, 2), (96, 6, 4, 7), (160, 2, 6, 3), (224, 4, 3, 11), (320, 2, 3, 5)]
+)
+def test_the_imagenet_network_runs_at_any_multiple_of_32(resolution, channels, cells, classes):
+    size = {"network": "imagenet", "channels": channels, "cells": cells, "classes": classes, "resolution": resolution}
+    model, plan = build(DEAD_ENDS, size, auxiliary=True)
+    assert [each.out_resolution for each in plan.cells][-1] == resolution // 32
+    for training in (False, True):
+        for logits in model(images(plan, batch=2), training=training):
+            assert logits.shape == (2, classes) and np.all(np.isfinite(logits))
+    auxiliary = params(model.get_layer("auxiliary"))
+    assert auxiliary == auxiliary_head_params(DEAD_ENDS, **size)
+    assert params(model) - auxiliary == network_cost(DEAD_ENDS, **size).params
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        *(({"resolution": value}, f"multiple of 32.*Received: resolution={value}") for value in (0, 16, 100, 225)),
+        ({"channels": 5}, "Received: channels=5"),
+        ({"cells": 2}, "at least 3 cells.*Received: cells=2"),
+        ({"classes": 1}, "at least 2 classes.*Received: classes=1"),
+        ({"resolution": 32}, "an auxiliary head needs at least 2x2 pixels.*Received: 1x1"),
+    ],
+)
+def test_imagenet_networks_that_cannot_be_built_are_refused(wrong, message):
+    with pytest.raises(ConfigError, match=message):
+        build(DEAD_ENDS, {**SMALL["imagenet"], **wrong}, auxiliary=True)
 
 
 # Wiring: the network recomputed, layer by layer, from the genotype.

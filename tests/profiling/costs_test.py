@@ -298,6 +298,17 @@ def test_budget_error_says_what_would_fit():
         costs.check_budget(registry.load("PDARTS"), BudgetConfig(macs=1.0))
 
 
+def test_a_latency_over_its_limit_is_refused_and_one_at_the_limit_is_not():
+    budget = BudgetConfig(**SMALL, latency_ms=2.5, latency_runtime="keras")
+    assert costs.check_latency(2.5, budget) == 2.5
+    with pytest.raises(
+        BudgetError, match=r"the exported network takes longer.*at most 2\.5 ms.*median in keras.*Received: 2\.501 ms at"
+    ) as caught:
+        costs.check_latency(2.501, budget, "the exported network")
+    assert caught.value.exit_code == 3 and "\n" not in str(caught.value)
+    assert costs.check_latency(1e9, BudgetConfig(**SMALL)) == 1e9
+
+
 def test_pricing_starts_without_tensorflow():
     code = "import sys, sivdnas_tf.profiling.costs, sivdnas_tf.derive, sivdnas_tf.zoo.registry; print('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "False"

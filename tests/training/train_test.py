@@ -26,7 +26,7 @@ from sivdnas_tf.training.loop import Loop, model_state
 from sivdnas_tf.training.train import Trainer, load_trained, run_train, train_settings, trained_plan
 
 STEPS = 10
-FIELDS = ["epoch", "step", "loss", "accuracy", "holdout_loss", "holdout_accuracy", "learning_rate", "drop_path_rate"]
+FIELDS = ["epoch", "step", "loss", "accuracy", "holdout_loss", "holdout_accuracy", "holdout_top5", "learning_rate", "drop_path_rate"]
 FIELDS += ["seconds", "images_per_second"]
 
 # One node a cell: the smallest network with a convolution, a pool and a factorized reduce.
@@ -92,6 +92,7 @@ def test_every_epoch_has_a_record(trained):
     assert [record["drop_path_rate"] for record in records] == pytest.approx([0.0, 0.3 / 2])
     for record in records:
         assert all(math.isfinite(value) for value in record.values())
+        assert record["holdout_accuracy"] <= record["holdout_top5"] <= 1.0
         assert record["images_per_second"] == pytest.approx(STEPS * 128 / record["seconds"], rel=0.01)
     assert records[1]["accuracy"] > 0.15  # chance is 0.1
     epochs = [line for line in trained.lines if line.startswith("train ")]
@@ -125,7 +126,7 @@ def test_the_best_weights_are_those_of_the_best_held_out_epoch(trained):
     record = [record for record in records if record["holdout_accuracy"] == best][-1]
     model = load_trained(config, run_dir.read_genotype(), digits, run_dir)
     measured = measure(model, digits.holdout, mean=digits.mean, std=digits.std)
-    assert measured["top1"] == best
+    assert (measured["top1"], measured["top5"]) == (best, record["holdout_top5"])
     assert measured["loss"] == pytest.approx(record["holdout_loss"], rel=1e-5)
 
 
