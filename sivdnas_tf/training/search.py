@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sivdnas_tf.data.augment import Augmentation
+from sivdnas_tf.data.augment import configured_augmentation
 from sivdnas_tf.data.datasets import as_datasets, bilevel_batches, steps_per_epoch, with_name_of
 from sivdnas_tf.errors import ConfigError, DataError
 from sivdnas_tf.models.supernet import Supernet
@@ -154,7 +154,7 @@ def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
     check_jit_compile(config.search.jit_compile, strategy, "search.jit_compile")
     steps = search_steps(config, datasets)
     supernet_plan(config, datasets.image_shape, len(datasets.class_names))
-    _augmentation(config).check(datasets.image_shape)
+    configured_augmentation(config.data, config.search.cutout_length).check(datasets.image_shape)
     cost_terms = _cost_terms(config)
     state = begin_stage(run_dir, strategy, "search", config.stage_settings("search"), overwrite)
     if is_chief(strategy):
@@ -175,12 +175,8 @@ def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
     return posterior
 
 
-def _augmentation(config):
-    return Augmentation(crop_padding=config.data.crop_padding, flip=config.data.flip, cutout_length=config.search.cutout_length)
-
-
 def _loop_plan(config, datasets, run_dir, supernet, steps, cost_terms):
-    search, augmentation = config.search, _augmentation(config)
+    search, augmentation = config.search, configured_augmentation(config.data, config.search.cutout_length)
     warm_up, bilevel = (supernet.weight_step,), (supernet.architecture_step, supernet.weight_step)
     history = _History(run_dir, supernet, *cost_terms)
 

@@ -2,7 +2,7 @@
 
 import keras
 
-from sivdnas_tf.data.augment import Augmentation
+from sivdnas_tf.data.augment import configured_augmentation
 from sivdnas_tf.data.datasets import as_datasets, batches, steps_per_epoch, with_name_of
 from sivdnas_tf.data.description import write_description
 from sivdnas_tf.errors import RunDirError
@@ -82,7 +82,7 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     check_jit_compile(config.train.jit_compile, strategy, "train.jit_compile")
     steps = steps_per_epoch(datasets.train, config.train.batch_size)
     plan = trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
-    _augmentation(config).check(datasets.image_shape)
+    configured_augmentation(config.data, config.train.cutout_length).check(datasets.image_shape)
     state, chief = begin_stage(run_dir, strategy, "train", train_settings(config, genotype), overwrite), is_chief(strategy)
     if chief:
         write_json(run_dir.file("config.json"), config.to_dict())
@@ -212,12 +212,8 @@ def _save_weights(model, path):
         model.save_weights(temporary, overwrite=True)
 
 
-def _augmentation(config):
-    return Augmentation(crop_padding=config.data.crop_padding, flip=config.data.flip, cutout_length=config.train.cutout_length)
-
-
 def _loop_plan(config, datasets, run_dir, trainer, deployed, steps):
-    train, augmentation = config.train, _augmentation(config)
+    train, augmentation = config.train, configured_augmentation(config.data, config.train.cutout_length)
     statistics = {"mean": datasets.mean, "std": datasets.std}
 
     def drop_path_rate(epoch):
