@@ -114,9 +114,9 @@ def crop_box(draws, height, width):
       `(top, left, height, width)` of the crop, whole pixels.
     """
     least, most = map(math.log, _CROP_ASPECT)
-    for area, aspect, top, left in draws:
-        target = (_CROP_AREA[0] + (_CROP_AREA[1] - _CROP_AREA[0]) * float(area)) * height * width
-        ratio = math.exp(least + (most - least) * float(aspect))
+    for area, aspect, top, left in np.asarray(draws, np.float64):
+        target = (_CROP_AREA[0] + (_CROP_AREA[1] - _CROP_AREA[0]) * area) * height * width
+        ratio = math.exp(least + (most - least) * aspect)
         crop_height, crop_width = round(math.sqrt(target / ratio)), round(math.sqrt(target * ratio))
         if 0 < crop_height <= height and 0 < crop_width <= width:
             return int(top * (height - crop_height + 1)), int(left * (width - crop_width + 1)), crop_height, crop_width

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from sivdnas_tf.config import check_searchable
 from sivdnas_tf.data.augment import configured_augmentation
 from sivdnas_tf.data.datasets import as_datasets, bilevel_batches, steps_per_epoch, with_name_of
 from sivdnas_tf.errors import ConfigError, DataError
@@ -145,6 +146,7 @@ def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
     if run_dir is None:
         with tempfile.TemporaryDirectory(prefix="sivdnas-search-") as directory:
             return run_search(config, datasets, directory, overwrite, say)
+    check_searchable(config)
     run_dir, datasets = as_run_dir(run_dir), as_datasets(datasets, config)
     config = with_name_of(config, datasets)
     # What can never run is refused before its settings are on record, where they would stand in the way of better ones.

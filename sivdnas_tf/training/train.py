@@ -3,7 +3,7 @@
 import keras
 
 from sivdnas_tf.data.augment import configured_augmentation
-from sivdnas_tf.data.datasets import as_datasets, batches, steps_per_epoch, with_name_of
+from sivdnas_tf.data.datasets import as_datasets, batches, named_errors, steps_per_epoch, with_name_of
 from sivdnas_tf.data.description import write_description
 from sivdnas_tf.errors import RunDirError
 from sivdnas_tf.models.evaluation_network import DROP_PATH_SCHEDULE, evaluation_network
@@ -83,6 +83,8 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     steps = steps_per_epoch(datasets.train, config.train.batch_size)
     plan = trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
     configured_augmentation(config.data, config.train.cutout_length).check(datasets.image_shape)
+    balanced = config.data.class_weights != "none"
+    weights = objective.class_weights(config.data.class_weights, datasets.train.labels if balanced else None, plan.classes)
     state, chief = begin_stage(run_dir, strategy, "train", train_settings(config, genotype), overwrite), is_chief(strategy)
     if chief:
         write_json(run_dir.file("config.json"), config.to_dict())
@@ -94,13 +96,13 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print):
     if chief:
         write_description(run_dir, datasets)
     set_seeds(config.seed, config.deterministic)
-    weights = objective.class_weights(config.data.class_weights, datasets.train.labels, plan.classes)
     with workers_together("train", strategy), strategy.scope():
         trainer = Trainer(config, genotype, plan, steps, strategy, weights)
     deployed = evaluation_network(genotype, plan)
     with own_run_dir(run_dir, strategy) as own:
         plan = _loop_plan(config, datasets, own, trainer, deployed, steps)
-        Loop(plan, own, strategy, config.checkpoint, say, restore_from=run_dir).run()
+        with named_errors(datasets.train):
+            Loop(plan, own, strategy, config.checkpoint, say, restore_from=run_dir).run()
     if not chief:
         return
     if config.train.checkpoint_choice == "best":
