@@ -324,18 +324,16 @@ def _mixed(planes, others, factor):
 def _turned_hue(planes, turn):
     """Planes of red, green and blue, [B, H, W] each, with the hue of HSV turned by `turn` of a circle, [B, 1, 1].
 
-    With the hue in sixths of a circle, k, a channel is value - chroma * clip(min(p, 4 - p), 0, 1), p = (n + k) mod 6, n of 5, 3, 1.
+    With the hue in sixths of a circle, h, a channel is minimum + chroma * clip(w, 0, 1), w of |h - 3| - 1, 2 - |h - 2| and 2 - |h - 4|. Here
+    h is in 36ths, so that relu6 clips.
     """
     red, green, blue = planes
-    value = tf.maximum(tf.maximum(red, green), blue)
-    chroma = value - tf.minimum(tf.minimum(red, green), blue)
+    value, low = tf.maximum(tf.maximum(red, green), blue), tf.minimum(tf.minimum(red, green), blue)
+    chroma = value - low
     select = tf.raw_ops.Select  # tf.where broadcasts, and takes six times as long
     of_others = select(condition=tf.equal(value, green), x=blue - red + 2.0 * chroma, y=red - green + 4.0 * chroma)
-    sixths = select(condition=tf.equal(value, red), x=green - blue, y=of_others) / tf.maximum(chroma, _TINY) + 6.0 * turn
-
-    def channel(number):
-        place = sixths + number
-        place -= 6.0 * tf.floor(place / 6.0)  # tf.math.floormod takes twenty times as long
-        return value - chroma * tf.clip_by_value(tf.minimum(place, 4.0 - place), 0.0, 1.0)
-
-    return [channel(5.0), channel(3.0), channel(1.0)]
+    hue = select(condition=tf.equal(value, red), x=green - blue, y=of_others) / tf.maximum(chroma, _TINY) / 6.0 + turn
+    hue = 36.0 * (hue - tf.floor(hue))  # tf.math.floormod takes twenty times as long
+    weights = [tf.abs(hue - 18.0) - 6.0, 12.0 - tf.abs(hue - 12.0), 12.0 - tf.abs(hue - 24.0)]
+    sixth = chroma / 6.0
+    return [low + sixth * tf.nn.relu6(weight) for weight in weights]

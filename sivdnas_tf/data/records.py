@@ -115,7 +115,11 @@ class PreparedDataset:
         decoders = tfds.decode.PartialDecoding(wanted, decoders={self._image: tfds.decode.SkipDecoding()})
         with _silent_logger("absl"):  # which warns that files in turn are no order: none is meant
             dataset = self._builder.as_dataset(split=split, shuffle_files=seed is not None, decoders=decoders, read_config=read_config)
-        return dataset.map(lambda example: (example[self._image], tf.cast(example[self._label], tf.int32), example["tfds_id"]))
+
+        def parts(example):
+            return example[self._image], tf.cast(example[self._label], tf.int32), example["tfds_id"]
+
+        return dataset.map(parts, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
     def decode(self, content):
         """The image that TFDS makes of a record's content."""

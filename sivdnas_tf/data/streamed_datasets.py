@@ -58,13 +58,18 @@ class StreamedDatasets:
         return self._statistics[1]
 
 
-def load_streams(data_config, seed, say=print):
+def load_streams(data_config, seed, say=print, fits=folders.fits_in_memory):
     """Lists the images of the source that a configuration names, and splits them; reads records that fit in memory, encoded.
 
-    Args, errors: as `datasets.load_datasets`.
+    Args:
+      data_config, seed, say: as of `datasets.load_datasets`.
+      fits: function of a number of bytes, of all encoded images, to whether they may stay in memory.
 
     Returns:
       `StreamedDatasets`.
+
+    Raises:
+      DataError, ConfigError: as `datasets.load_datasets`.
     """
     name = data_config.name
     if name == "digits":
@@ -73,20 +78,20 @@ def load_streams(data_config, seed, say=print):
         raise ConfigError("data.resolution must be at least 1 for streamed images, which may have any size. Received: data.resolution=0")
     corrupt = CorruptImages(data_config.max_corrupt, say)
     if name.startswith(folders.PREFIX):
-        return _from_folder(data_config, seed, say, corrupt)
+        return _from_folder(data_config, seed, say, corrupt, fits)
     source = PreparedDataset(data_config)
     if source.channels not in (None, 1, 3):
         raise DataError(f"the images of {name!r} must have 1 or 3 channels to be streamed. Received: {source.channels} channels")
     test = next((split for split in ("test", "validation") if split in source.splits and source.labels_are_known(split)), None)
     used = [split for split in ("train", test) if split]
-    make = _from_records if folders.fits_in_memory(sum(map(source.bytes_of, used))) else _from_shards
+    make = _from_records if fits(sum(map(source.bytes_of, used))) else _from_shards
     return make(data_config, seed, source, test, corrupt)
 
 
-def _from_folder(data_config, seed, say, corrupt):
+def _from_folder(data_config, seed, say, corrupt, fits):
     train, test = folders.find_files(data_config, say)
     paths = train.paths + test.paths
-    images = EncodedFiles(paths, keep=folders.fits_in_memory(sum(map(_size, paths))))
+    images = EncodedFiles(paths, keep=fits(sum(map(_size, paths))))
     labels = np.array(train.labels, np.int32), np.array(test.labels, np.int32)
     return _indexed(data_config, seed, Cut(data_config.resolution, 3, data_config.central_crop), corrupt, images, labels, train.class_names)
 

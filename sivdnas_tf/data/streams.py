@@ -133,8 +133,8 @@ class StreamedSplit:
         cropped, seed = augmentation.resized_crop, tf.constant(seeds["augmentation"], tf.int32)
         rest = dataclasses.replace(augmentation, resized_crop=False, crop_padding=0 if cropped else augmentation.crop_padding)
 
-        def load(key, label, image_id):
-            image_seed = tf.stack([seed, image_id])
+        def load(key, label):
+            image_seed = tf.stack([seed, self._image_id(*key)])
             pixels, good = self._crop(key, image_seed) if cropped else self._whole(key)
             return pixels, label, image_seed, good
 
@@ -190,8 +190,7 @@ class StreamedSplit:
         """`(pixels, label)` of the elements that are not corrupt."""
         silence_pillow()
 
-        def load(key, label, image_id):
-            del image_id
+        def load(key, label):
             pixels, good = self._whole(key)
             return (pixels, label), good
 
@@ -265,12 +264,14 @@ class IndexedSplit(StreamedSplit):
         return self._at(order[first:end])
 
     def _at(self, positions):
-        ids = self.ids[positions]
-        return tf.data.Dataset.from_tensor_slices(((ids,), self.labels[positions], ids.astype(np.int32)))
+        return tf.data.Dataset.from_tensor_slices(((self.ids[positions],), self.labels[positions]))
 
     def _sample(self, count, seed):
         chosen = np.random.default_rng(seed).permutation(len(self))[:count]
         return self._at(np.sort(chosen))
+
+    def _image_id(self, index):
+        return tf.cast(index, tf.int32)
 
     def _find(self, index):
         return *self._images.find(int(index)), None
@@ -314,7 +315,8 @@ class ShardedSplit(StreamedSplit):
             buffer = min(len(self), max(1, _SHUFFLE_BYTES // mean_bytes))
             records = self._source.encoded(self._part, _SHARDS_AT_ONCE, seed)
             records = records.shuffle(buffer, seed=seed, reshuffle_each_iteration=False)
-        return records.skip(first).take(end - first).map(_as_element)
+        elements = records.skip(first).take(end - first)
+        return elements.map(lambda content, label, record_id: ((content, label, record_id), label))
 
     def _at(self, positions):
 
@@ -331,6 +333,10 @@ class ShardedSplit(StreamedSplit):
     def _sample(self, count, seed):
         return self._elements((seed,), 0, count)
 
+    def _image_id(self, content, label, record_id):
+        del content, label
+        return tf.cast(tf.strings.to_hash_bucket_fast(record_id, 2**31 - 1), tf.int32)
+
     def _find(self, content, label, record_id):
         place, classes = place_of(record_id.decode()), len(self._source.class_names)
         problem = None
@@ -340,10 +346,6 @@ class ShardedSplit(StreamedSplit):
 
     def _failure(self, error):
         return self._source.unreadable(self._split, error) if isinstance(error, FILE_ERRORS) else None
-
-
-def _as_element(content, label, record_id):
-    return (content, label, record_id), label, tf.cast(tf.strings.to_hash_bucket_fast(record_id, 2**31 - 1), tf.int32)
 
 
 def _with_stand_ins(pixels, labels, good):
