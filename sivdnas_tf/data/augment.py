@@ -157,7 +157,7 @@ def colour_jitter(images, seeds, *, brightness=0.0, contrast=0.0, saturation=0.0
     each; here the order is fixed, and nothing is rounded.
 
     Args:
-      images: pixel values from 0 to 255, [B, H, W, C]; C is 3 for saturation and hue.
+      images: pixel values from 0 to 255, [B, H, W, C]; C is 3 for saturation and hue, 1 or 3 for contrast.
       seeds: [B, 2] int32, one an image.
       brightness, contrast, saturation: from 0 (off) to 1.
       hue: from 0 (off) to 0.5.
@@ -208,6 +208,11 @@ class Augmentation:
             raise ConfigError(
                 "data.saturation_jitter and data.hue_jitter need images of 3 channels, red, green and blue. "
                 f"Received: saturation_jitter={self.saturation}, hue_jitter={self.hue} for images of {image_shape[2]} channels"
+            )
+        if self.contrast and image_shape[2] not in (1, 3):
+            raise ConfigError(
+                "data.contrast_jitter needs images of 1 or 3 channels. "
+                f"Received: contrast_jitter={self.contrast} for images of {image_shape[2]} channels"
             )
         side = min(image_shape[:2])
         if not 0 <= self.crop_padding < side:
@@ -324,8 +329,8 @@ def _mixed(planes, others, factor):
 def _turned_hue(planes, turn):
     """Planes of red, green and blue, [B, H, W] each, with the hue of HSV turned by `turn` of a circle, [B, 1, 1].
 
-    With the hue in sixths of a circle, h, a channel is minimum + chroma * clip(w, 0, 1), w of |h - 3| - 1, 2 - |h - 2| and 2 - |h - 4|. Here
-    h is in 36ths, so that relu6 clips.
+    With the hue in sixths of a circle, h, a channel is minimum + chroma * clip(w, 0, 1), w of |h - 3| - 1, 2 - |h - 2| and 2 - |h - 4|.
+    Here h is in 36ths, so that relu6 clips.
     """
     red, green, blue = planes
     value, low = tf.maximum(tf.maximum(red, green), blue), tf.minimum(tf.minimum(red, green), blue)

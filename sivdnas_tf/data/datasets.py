@@ -302,11 +302,18 @@ def with_name_of(config, datasets):
 
 
 def steps_per_epoch(split, batch_size, drop_remainder=True):
-    """Number of batches of `split` in an epoch; raises `DataError` where a batch is larger than the split."""
+    """Number of batches of `split` in an epoch.
+
+    Raises:
+      DataError: where a batch is larger than the split.
+      ConfigError: where as many images of a streamed split may be corrupt as a batch has: another of its batch stands in for each.
+    """
     if not 1 <= batch_size <= len(split):
         raise DataError(
             f"a batch must hold from 1 to {len(split)} images, the size of the split {split.name!r}. Received: batch_size={batch_size}"
         )
+    if isinstance(split, StreamedSplit):
+        split.check_stand_ins(batch_size, drop_remainder)
     return len(split) // batch_size if drop_remainder else -(-len(split) // batch_size)
 
 
@@ -331,8 +338,7 @@ def batches(split, batch_size, *, mean, std, seed, epoch, skip_batches=0, max_ba
 
     Raises:
       DataError: for a batch larger than the split, or more skipped batches than an epoch has.
-      ConfigError: for an augmentation that the images are too small for, or of a streamed split for batches as small as the number of
-        images that may be corrupt, each of which another of its batch stands in for.
+      ConfigError: as `steps_per_epoch`, and for an augmentation that the images are too small for.
     """
     steps = steps_per_epoch(split, batch_size, drop_remainder)
     if not 0 <= skip_batches <= steps:

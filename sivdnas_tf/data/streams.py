@@ -128,7 +128,6 @@ class StreamedSplit:
           seeds: dict of what the "order" of the epoch and its "augmentation" are drawn from.
         """
         augmentation.check(self._cut.shape)
-        self._check_stand_ins(batch_size, drop_remainder)
         silence_pillow()
         cropped, seed = augmentation.resized_crop, tf.constant(seeds["augmentation"], tf.int32)
         rest = dataclasses.replace(augmentation, resized_crop=False, crop_padding=0 if cropped else augmentation.crop_padding)
@@ -178,7 +177,8 @@ class StreamedSplit:
                 raise
             raise failure from error
 
-    def _check_stand_ins(self, batch_size, drop_remainder):
+    def check_stand_ins(self, batch_size, drop_remainder):
+        """Raises `ConfigError` where a batch might have no good image to stand in for its corrupt ones."""
         smallest = batch_size if drop_remainder else len(self) % batch_size or batch_size
         if self._corrupt.limit >= smallest:
             raise ConfigError(
