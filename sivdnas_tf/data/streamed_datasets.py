@@ -148,11 +148,8 @@ def _from_shards(data_config, seed, source, test, corrupt):
     if source.class_names is None:
         raise DataError(f"the labels of {name!r} must have names: its records do not fit in memory. Received: integers without names")
     lengths = np.array(source.splits["train"].shard_lengths)
-    fractions = (
-        {"holdout": data_config.holdout_fraction}
-        if test
-        else {"test": data_config.test_fraction} | {"holdout": data_config.holdout_fraction}
-    )
+    fractions = {} if test else {"test": data_config.test_fraction}
+    fractions["holdout"] = data_config.holdout_fraction
     counts, left = {}, lengths
     for part, fraction in fractions.items():
         counts[part] = allocate(left, max(1, round(fraction * left.sum())))

@@ -26,6 +26,9 @@ _SHARDS_AT_ONCE = 16
 _SHUFFLE_BYTES = 2**28  # of encoded records among which the next one is drawn
 _CHUNK = 64  # images that are decoded at a time where no batch is asked for
 
+# Traced as it stands, every epoch: AutoGraph would read the source of each function again, in half of the time that tracing takes.
+_as_written = tf.autograph.experimental.do_not_convert
+
 
 class CorruptImages:
     """Counts the distinct images of a source that cannot be read; for any thread.
@@ -132,11 +135,13 @@ class StreamedSplit:
         cropped, seed = augmentation.resized_crop, tf.constant(seeds["augmentation"], tf.int32)
         rest = dataclasses.replace(augmentation, resized_crop=False, crop_padding=0 if cropped else augmentation.crop_padding)
 
+        @_as_written
         def load(key, label):
             image_seed = tf.stack([seed, self._image_id(*key)])
             pixels, good = self._crop(key, image_seed) if cropped else self._whole(key)
             return pixels, label, image_seed, good
 
+        @_as_written
         def finish(pixels, labels, image_seeds, good):
             pixels, labels = _with_stand_ins(pixels, labels, good)
             return rest(tf.ensure_shape(pixels, [None, *self._cut.shape]), image_seeds, mean, std), labels
@@ -148,6 +153,7 @@ class StreamedSplit:
     def evaluation_batches(self, batch_size, *, mean, std):
         """All readable images once, in the order of the split, unaugmented, as `datasets.evaluation_batches` describes them."""
 
+        @_as_written
         def finish(pixels, labels):
             return normalise_batch(pixels, mean, std), labels
 
@@ -190,14 +196,17 @@ class StreamedSplit:
         """`(pixels, label)` of the elements that are not corrupt."""
         silence_pillow()
 
+        @_as_written
         def load(key, label):
             pixels, good = self._whole(key)
             return (pixels, label), good
 
+        @_as_written
         def is_good(pair, good):
             del pair
             return good
 
+        @_as_written
         def pair_of(pair, good):
             del good
             return pair
@@ -283,6 +292,8 @@ class IndexedSplit(StreamedSplit):
 class ShardedSplit(StreamedSplit):
     """Records that are read a file after the other: 16 files in turn, in an order drawn for each epoch, and shuffled among their next ones.
 
+    An epoch that is continued reads, and does not decode, what is skipped.
+
     Args:
       name, cut, corrupt: as of `StreamedSplit`.
       source: the `PreparedDataset`.
@@ -316,14 +327,16 @@ class ShardedSplit(StreamedSplit):
             records = self._source.encoded(self._part, _SHARDS_AT_ONCE, seed)
             records = records.shuffle(buffer, seed=seed, reshuffle_each_iteration=False)
         elements = records.skip(first).take(end - first)
-        return elements.map(lambda content, label, record_id: ((content, label, record_id), label))
+        return elements.map(_as_written(lambda content, label, record_id: ((content, label, record_id), label)))
 
     def _at(self, positions):
 
+        @_as_written
         def is_chosen(position, element):
             del element
             return tf.reduce_any(position == positions)
 
+        @_as_written
         def element_of(position, element):
             del position
             return element
