@@ -16,7 +16,7 @@ from export.saved_model import write_saved_model
 from export.to_onnx import write_onnx
 from export.to_tflite import write_tflite
 from sivdnas_tf.data.augment import normalise
-from sivdnas_tf.data.datasets import with_name_of
+from sivdnas_tf.data.datasets import spread_images, with_name_of
 from sivdnas_tf.errors import RunDirError
 from sivdnas_tf.profiling.costs import check_latency
 from sivdnas_tf.quiet import quiet
@@ -145,9 +145,7 @@ def _build(config, datasets, model, directory, say):
 
 def _verification_images(config, datasets):
     """Held-out images, evenly spread over the split (a source may be sorted by class), as the model takes them."""
-    split = datasets.holdout
-    count = min(len(split), config.export.verification_images)
-    pixels = split.images[np.arange(count) * len(split) // count]
+    pixels = spread_images(datasets.holdout, config.export.verification_images)
     if config.export.preprocessing == "inside":
         return pixels.astype(np.float32)
     return normalise(pixels, datasets.mean, datasets.std).numpy()
@@ -206,6 +204,7 @@ def _preprocessing_entry(mode, datasets):
         "formula": "(pixel / 255 - mean) / std",
         "mean": [float(value) for value in datasets.mean],
         "std": [float(value) for value in datasets.std],
+        **({"central_crop": float(datasets.central_crop)} if datasets.central_crop else {}),
     }
 
 

@@ -6,7 +6,7 @@ TensorFlow is imported inside the functions that need it: `profile`, `derive` an
 import functools
 import os
 
-from sivdnas_tf.config import Config, cluster_workers, replace
+from sivdnas_tf.config import Config, check_searchable, cluster_workers, replace
 from sivdnas_tf.data.description import read_description
 from sivdnas_tf.derive import derive, full_genotype
 from sivdnas_tf.errors import ConfigError, RunDirError
@@ -21,6 +21,7 @@ _DOWNSTREAM = {"search": ("search", "train"), "train": ("train",)}
 
 def run(config, run_dir, overwrite=False, say=print):
     """search -> derive -> train -> evaluate -> export -> report; returns nothing, prints the artifacts and the accuracy last."""
+    check_searchable(config)
     strategy = config.distribution.strategy
     if strategy == "multi_worker" or (strategy == "auto" and len(cluster_workers()) > 1):
         raise ConfigError(
@@ -38,6 +39,7 @@ def run(config, run_dir, overwrite=False, say=print):
 
 def search(config, run_dir, overwrite=False, say=print):
     """Searches (images to search/posterior.npz)."""
+    check_searchable(config)
     _check_config(config, run_dir, "search", overwrite)
     say = _start(config, say)
     from sivdnas_tf.training.search import run_search
@@ -205,6 +207,7 @@ def report(run_dir, say=print):
 
 def dry_run(config, say=print):
     """Says what `run` would do and cost, reading the images but writing nothing."""
+    check_searchable(config)
     import_tensorflow()
     from sivdnas_tf.data.datasets import steps_per_epoch
     from sivdnas_tf.training.search import build_supernet, search_datasets, search_steps

@@ -6,6 +6,7 @@ field, a value of the wrong type or out of range is a `ConfigError` that names t
 
 import dataclasses
 import json
+import math
 import os
 import sys
 
@@ -38,7 +39,18 @@ class DataConfig:
       flip: whether training images are flipped left to right at random.
       class_weights: what an example's cross-entropy is multiplied by in search and training, not in evaluation: 1 ("none"), or for
         unequal classes images / (classes * images of its class), over the training images ("balanced").
-      max_corrupt: number of images of a folder that may be unreadable: they are skipped, by name.
+      max_corrupt: number of images that may be unreadable: they are skipped, by name (file, and index of the record in it).
+      streaming: whether images stay encoded, and are read, decoded and cut anew every epoch, for more of them than memory holds decoded;
+        False decodes them once into memory. Of folders and TFDS datasets; a search reads its images in memory.
+      central_crop: side of the central square that images are cut to before resizing, as a share of their shorter side (0.875 is usual for
+        ImageNet); 0 resizes the whole image, whatever its shape. Also what `predict` then does to a file.
+      random_resized_crop: whether a training image is a random crop of 8 to 100 % of its area, of an aspect ratio from 3/4 to 4/3, resized
+        to `resolution`, instead of `crop_padding`. With `streaming` it is cut from the file's own pixels, otherwise from those in memory.
+      brightness_jitter, contrast_jitter, saturation_jitter, hue_jitter: a training image's brightness, contrast and saturation are
+        multiplied by a random factor from 1 - jitter to 1 + jitter, its hue turned by up to `hue_jitter` of the full circle either way; 0
+        turns each off. DARTS on ImageNet: 0.4, 0.4, 0.4, 0.2.
+      mean, std: of each channel in units of pixel / 255, that images are normalised with; () measures them on the training images (with
+        `streaming`, on a seeded sample of up to 4096 of them). ImageNet: (0.485, 0.456, 0.406), (0.229, 0.224, 0.225).
     """
 
     name: str = "digits"
@@ -50,6 +62,26 @@ class DataConfig:
     flip: bool = True
     class_weights: str = _field("none", choices=("none", "balanced"))
     max_corrupt: int = _field(0, low=0)
+    streaming: bool = False
+    central_crop: float = _field(0.0, low=0.0, high=1.0)
+    random_resized_crop: bool = False
+    brightness_jitter: float = _field(0.0, low=0.0, high=1.0)
+    contrast_jitter: float = _field(0.0, low=0.0, high=1.0)
+    saturation_jitter: float = _field(0.0, low=0.0, high=1.0)
+    hue_jitter: float = _field(0.0, low=0.0, high=0.5)
+    mean: tuple = _field(())
+    std: tuple = _field(())
+
+    def __post_init__(self):
+        for name in ("mean", "std"):
+            value = getattr(self, name)
+            if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in value):
+                raise ConfigError(f"data.{name} must be a finite number for each channel, or () to measure it. Received: {value!r}")
+        if len(self.mean) != len(self.std) or any(number <= 0 for number in self.std):
+            raise ConfigError(
+                "data.mean and data.std must have as many numbers, those of data.std above 0. "
+                f"Received: data.mean={self.mean!r}, data.std={self.std!r}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -312,6 +344,15 @@ class Config:
           ConfigError: for an unknown field, a wrong type, or a value out of range, naming the field.
         """
         return _build(cls, values, "config")
+
+
+def check_searchable(config):
+    """Raises `ConfigError` where the images of `config` are not read into memory: a search takes halves of all of them there."""
+    if config.data.streaming:
+        raise ConfigError(
+            "a search reads its images in memory, at 8 to 64 pixels; train, evaluate, export and predict read streamed ones. "
+            "Expected data.streaming=False. Received: data.streaming=True"
+        )
 
 
 def replace(config, **sections):

@@ -152,6 +152,26 @@ def test_a_warmup_of_the_learning_rate_ends_before_the_training():
     assert build("train", "warmup_epochs", 599).train.warmup_epochs == 599
 
 
+def test_given_statistics_are_numbers_for_each_channel():
+    data = Config.from_dict({"data": {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}}).data
+    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    assert Config.from_dict({"data": {"mean": [0], "std": [1]}}).data.mean == (0,)
+    for values in ({"mean": [0.5]}, {"std": [0.5]}, {"mean": [0.5], "std": [0.5, 0.5]}, {"mean": [0.5], "std": [0]}):
+        assert "data.mean and data.std must have as many numbers, those of data.std above 0. Received: data.mean=(" in refusal(
+            {"data": values}
+        )
+    for values in ({"mean": ["a"], "std": [1]}, {"mean": [float("nan")], "std": [1]}, {"mean": [[1]], "std": [1]}):
+        assert "data.mean must be a finite number for each channel" in refusal({"data": values})
+
+
+def test_a_search_reads_its_images_in_memory():
+    config_module.check_searchable(Config())
+    with pytest.raises(
+        ConfigError, match=r"^a search reads its images in memory.* Expected data.streaming=False. Received: data.streaming=True"
+    ):
+        config_module.check_searchable(replace(Config(), data={"streaming": True}))
+
+
 def test_replace_changes_fields_and_validates():
     config = replace(Config(), seed=7, search={"epochs": 20}, export={"formats": ("onnx",)})
     assert (config.seed, config.search.epochs, config.search.warmup_epochs, config.export.formats) == (7, 20, 15, ("onnx",))

@@ -9,13 +9,14 @@ from sivdnas_tf.errors import DataError
 _CHUNK = 512  # images that are read at a time
 
 
-def collect(dataset, name, resolution):
+def collect(dataset, name, resolution, central_crop=0.0):
     """Reads all pairs, once.
 
     Args:
       dataset: a `tf.data.Dataset` of `(image, label)`: uint8 [H, W, C], integer scalar; see `checked_pairs`.
       name: of the source, for messages.
       resolution: pixels a side after resizing (`images.resize`), 0 for the images' own size.
+      central_crop: side of the central square that is resized, as a share of the shorter side; 0 resizes the whole image.
 
     Returns:
       uint8 images [n, H, W, C] and int32 labels [n].
@@ -24,9 +25,11 @@ def collect(dataset, name, resolution):
       DataError: where there is no image, or images differ in size and `resolution` is 0.
     """
     if resolution:
-        dataset = dataset.map(
-            lambda image, label: (resize(image, resolution), label), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-        )
+
+        def cut(image, label):
+            return resize(_central_square(image, central_crop), resolution), label
+
+        dataset = dataset.map(cut, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     same_size = dataset.element_spec[0].shape.is_fully_defined()
     images, labels = [], []
     for image, label in dataset.batch(_CHUNK if same_size else 1).as_numpy_iterator():
@@ -40,6 +43,16 @@ def collect(dataset, name, resolution):
     if not images:
         raise DataError(f"a split of dataset {name!r} holds no image. Received: 0 images")
     return np.concatenate(images), np.concatenate(labels).astype(np.int32)
+
+
+def _central_square(image, share):
+    """As `images.central_square`, of a tensor [H, W, C] of any size."""
+    if not share:
+        return image
+    height, width = tf.unstack(tf.shape(image)[:2])
+    side = tf.maximum(1, tf.cast(tf.round(share * tf.cast(tf.minimum(height, width), tf.float64)), tf.int32))
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[top : top + side, left : left + side]
 
 
 def checked_pairs(dataset, name):

@@ -11,10 +11,9 @@ Sources: scikit-learn's bundled digits, any TFDS dataset that was prepared befor
 An image belongs to one split at most; where the halves share an odd number of images, one image belongs to none.
 """
 
+import contextlib
 import dataclasses
 import functools
-import os
-import re
 import zlib
 
 import numpy as np
@@ -22,15 +21,17 @@ import tensorflow as tf
 
 from sivdnas_tf.config import replace
 from sivdnas_tf.data import folders
-from sivdnas_tf.data.augment import Augmentation, normalise
+from sivdnas_tf.data.augment import Augmentation, normalise_batch
 from sivdnas_tf.data.collect import checked_pairs, collect
 from sivdnas_tf.data.images import resize
-from sivdnas_tf.errors import DataError, nearest
+from sivdnas_tf.data.records import read_tfds
+from sivdnas_tf.data.splits import channel_statistics, check_sizes, given_statistics, split_indices
+from sivdnas_tf.data.streamed_datasets import StreamedDatasets, load_streams
+from sivdnas_tf.data.streams import StreamedSplit
+from sivdnas_tf.errors import ConfigError, DataError
 
-_MIN_STD = 1 / 255  # one grey level: a constant channel is divided by it, not by zero
 _OWN_NAME = "tf.data"  # of images that were given without a name
 _CHUNK = 512  # images that are counted or read at a time
-_TFDS_NAME = re.compile(r"[a-zA-Z]\w*(/[\w+.-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?")  # NAME, NAME/CONFIG, NAME:VERSION, NAME/CONFIG:VERSION
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -68,7 +69,9 @@ class Datasets:
       weights, architecture, holdout, test: one `Split` each; weights and architecture are equally large.
       image_shape: (R, R, C).
       class_names: one a label, in the order of the labels.
-      mean, std: float32 [C] of each channel in units of pixel / 255, over weights and architecture only.
+      mean, std: float32 [C] of each channel in units of pixel / 255, over weights and architecture only, or as they were given.
+      central_crop: side of the central square that images were cut to, as a share of their shorter side; 0 for whole images.
+      measured: whether mean and std were measured on the images.
     """
 
     name: str
@@ -80,6 +83,8 @@ class Datasets:
     class_names: tuple
     mean: np.ndarray
     std: np.ndarray
+    central_crop: float = 0.0
+    measured: bool = True
 
     @functools.cached_property
     def train(self):
@@ -88,7 +93,8 @@ class Datasets:
         return Split("train", *(np.concatenate([getattr(half, field) for half in halves]) for field in ("images", "labels", "ids")))
 
     def halves_at(self, resolution):
-        """The two halves, all that a search reads, at another resolution (antialiased), with their own mean and standard deviation.
+        """The two halves, all that a search reads, at another resolution (antialiased), with their own mean and standard deviation
+        unless those were given.
 
         holdout and test, which it must not read, are None.
         """
@@ -96,13 +102,13 @@ class Datasets:
             name: dataclasses.replace(half, images=_resized_array(half.images, resolution))
             for name, half in (("weights", self.weights), ("architecture", self.architecture))
         }
-        mean, std = _channel_statistics([half.images for half in halves.values()])
+        mean, std = channel_statistics([half.images for half in halves.values()]) if self.measured else (self.mean, self.std)
         shape = (resolution, resolution, self.image_shape[2])
         return dataclasses.replace(self, image_shape=shape, mean=mean, std=std, holdout=None, test=None, **halves)
 
 
 def load_datasets(data_config, seed, say=print):
-    """Reads the source that a configuration names and splits it.
+    """Reads the source that a configuration names, or with `streaming` lists it, and splits it.
 
     Args:
       data_config: a `config.DataConfig`. "digits" is scikit-learn's, "folder:PATH" a folder of images; any other name is a TFDS dataset
@@ -111,18 +117,21 @@ def load_datasets(data_config, seed, say=print):
       say: function of a line for the user: what of a folder was ignored or skipped.
 
     Returns:
-      `Datasets`. A TFDS dataset keeps its own "test" split, or "validation" where it has no "test" with labels (a "test" whose
-      labels are all -1, as of a competition, is not used), a folder its own test/; otherwise `test_fraction` of the images becomes the
-      test split.
+      `Datasets`, or `StreamedDatasets`. A TFDS dataset keeps its own "test" split, or "validation" where it has no "test" with labels (a
+      "test" whose labels are all -1, as of a competition, is not used), a folder its own test/; otherwise `test_fraction` of the images
+      becomes the test split.
 
     Raises:
       DataError: where the dataset is unknown, not prepared, unreadable, no image classification, or too small.
-      ConfigError: for a folder without `resolution`.
+      ConfigError: for a folder, streaming or a central crop without `resolution`, or statistics for another number of channels.
     """
+    if data_config.streaming:
+        return load_streams(data_config, seed, say)
+    _check_central_crop(data_config)
     if data_config.name.startswith(folders.PREFIX):
         (images, labels), test, class_names = folders.read_folder(data_config, say)
     else:
-        read = _read_digits if data_config.name == "digits" else _read_tfds
+        read = _read_digits if data_config.name == "digits" else functools.partial(read_tfds, say=say)
         (images, labels), test, class_names = read(data_config)
     return datasets_from_arrays(
         data_config.name,
@@ -133,10 +142,23 @@ def load_datasets(data_config, seed, say=print):
         holdout_fraction=data_config.holdout_fraction,
         test_fraction=data_config.test_fraction,
         test=test,
+        mean=data_config.mean,
+        std=data_config.std,
+        central_crop=data_config.central_crop,
     )
 
 
-def datasets_from_arrays(name, images, labels, class_names, *, seed, holdout_fraction=0.1, test_fraction=0.2, test=None):
+def _check_central_crop(data_config):
+    if data_config.central_crop and not data_config.resolution:
+        raise ConfigError(
+            "data.central_crop needs data.resolution, which the square is resized to. "
+            f"Received: data.central_crop={data_config.central_crop}, data.resolution=0"
+        )
+
+
+def datasets_from_arrays(
+    name, images, labels, class_names, *, seed, holdout_fraction=0.1, test_fraction=0.2, test=None, mean=(), std=(), central_crop=0.0
+):
     """Splits images that are in memory.
 
     Args:
@@ -148,6 +170,8 @@ def datasets_from_arrays(name, images, labels, class_names, *, seed, holdout_fra
       holdout_fraction: share of the training images (all but the test images) that is held out; at least one image is.
       test_fraction: share of the images that becomes the test split; at least one image does. Not read where `test` is given.
       test: `(images, labels)` of a test split of the source's own, or None.
+      mean, std: of each channel in units of pixel / 255; () measures them.
+      central_crop: what `images` were cut to, for the record of it.
 
     Returns:
       `Datasets`. Every split is drawn with the same share of each class, as far as whole images allow; the numbers of images of a
@@ -159,7 +183,7 @@ def datasets_from_arrays(name, images, labels, class_names, *, seed, holdout_fra
     images, labels = _checked_arrays(name, images, labels, class_names)
     rng = np.random.default_rng(seed)
     fractions = {"holdout": holdout_fraction} if test else {"test": test_fraction, "holdout": holdout_fraction}
-    indices = _split_indices(labels, len(class_names), fractions, rng)
+    indices = split_indices(labels, len(class_names), fractions, rng)
     splits = {part: Split(part, images[chosen], labels[chosen], chosen) for part, chosen in indices.items()}
     if test:
         test_images, test_labels = _checked_arrays(name, *test, class_names)
@@ -170,12 +194,35 @@ def datasets_from_arrays(name, images, labels, class_names, *, seed, holdout_fra
             )
         test_ids = np.arange(len(labels), len(labels) + len(test_labels), dtype=np.int64)
         splits["test"] = Split("test", test_images, test_labels, test_ids)
-    _check_sizes(name, splits, class_names)
-    mean, std = _channel_statistics([splits["weights"].images, splits["architecture"].images])
-    return Datasets(name=name, image_shape=images.shape[1:], class_names=tuple(class_names), mean=mean, std=std, **splits)
+    check_sizes(name, {part: split.labels for part, split in splits.items()}, class_names)
+    given = given_statistics(mean, std, images.shape[-1], name)
+    mean, std = given or channel_statistics([splits["weights"].images, splits["architecture"].images])
+    return Datasets(
+        name=name,
+        image_shape=images.shape[1:],
+        class_names=tuple(class_names),
+        mean=mean,
+        std=std,
+        central_crop=central_crop,
+        measured=given is None,
+        **splits,
+    )
 
 
-def datasets_from_tf_data(name, dataset, class_names=None, *, seed, resolution=0, holdout_fraction=0.1, test_fraction=0.2, test=None):
+def datasets_from_tf_data(
+    name,
+    dataset,
+    class_names=None,
+    *,
+    seed,
+    resolution=0,
+    holdout_fraction=0.1,
+    test_fraction=0.2,
+    test=None,
+    mean=(),
+    std=(),
+    central_crop=0.0,
+):
     """Reads a `tf.data.Dataset` of the user's own into memory, once, and splits it.
 
     Args:
@@ -186,6 +233,8 @@ def datasets_from_tf_data(name, dataset, class_names=None, *, seed, resolution=0
       seed, holdout_fraction, test_fraction: as `datasets_from_arrays`.
       resolution: pixels a side after resizing; 0 for images that are square and of one size already.
       test: a `tf.data.Dataset` alike that becomes the test split, or None.
+      mean, std: as `datasets_from_arrays`.
+      central_crop: side of the central square that is resized to `resolution`, as a share of the shorter side; 0 for the whole image.
 
     Returns:
       `Datasets`.
@@ -196,7 +245,7 @@ def datasets_from_tf_data(name, dataset, class_names=None, *, seed, resolution=0
     """
     sources = [checked_pairs(source, name) for source in (dataset, test) if source is not None]
     try:
-        images, *of_test = (collect(source, name, resolution) for source in sources)
+        images, *of_test = (collect(source, name, resolution, central_crop) for source in sources)
     except tf.errors.InvalidArgumentError as error:  # a shape that only the elements have
         raise DataError(
             f"{name!r} must give images [height, width, channels]. Received: {' '.join(error.message.split())[:300]}"
@@ -213,14 +262,27 @@ def datasets_from_tf_data(name, dataset, class_names=None, *, seed, resolution=0
         holdout_fraction=holdout_fraction,
         test_fraction=test_fraction,
         test=of_test[0] if of_test else None,
+        mean=mean,
+        std=std,
+        central_crop=central_crop,
     )
 
 
 def as_datasets(datasets, config):
-    """`Datasets` as they are; a `tf.data.Dataset` as `datasets_from_tf_data` reads it under a `Config`, with its labels as names."""
-    if isinstance(datasets, Datasets):
+    """`Datasets` as they are; a `tf.data.Dataset` as `datasets_from_tf_data` reads it under a `Config`, with its labels as names.
+
+    Raises:
+      ConfigError: where `data.streaming` is not what `datasets` are.
+    """
+    data, streamed = config.data, isinstance(datasets, StreamedDatasets)
+    if data.streaming != streamed:
+        raise ConfigError(
+            f"data.streaming must be {streamed} for {type(datasets).__name__}, which {'are' if streamed else 'are not'} streamed. "
+            f"Received: data.streaming={data.streaming}"
+        )
+    if streamed or isinstance(datasets, Datasets):
         return datasets
-    data = config.data
+    _check_central_crop(data)
     return datasets_from_tf_data(
         _OWN_NAME,
         datasets,
@@ -228,6 +290,9 @@ def as_datasets(datasets, config):
         resolution=data.resolution,
         holdout_fraction=data.holdout_fraction,
         test_fraction=data.test_fraction,
+        mean=data.mean,
+        std=data.std,
+        central_crop=data.central_crop,
     )
 
 
@@ -237,11 +302,18 @@ def with_name_of(config, datasets):
 
 
 def steps_per_epoch(split, batch_size, drop_remainder=True):
-    """Number of batches of `split` in an epoch; raises `DataError` where a batch is larger than the split."""
+    """Number of batches of `split` in an epoch.
+
+    Raises:
+      DataError: where a batch is larger than the split.
+      ConfigError: where as many images of a streamed split may be corrupt as a batch has: another of its batch stands in for each.
+    """
     if not 1 <= batch_size <= len(split):
         raise DataError(
             f"a batch must hold from 1 to {len(split)} images, the size of the split {split.name!r}. Received: batch_size={batch_size}"
         )
+    if isinstance(split, StreamedSplit):
+        split.check_stand_ins(batch_size, drop_remainder)
     return len(split) // batch_size if drop_remainder else -(-len(split) // batch_size)
 
 
@@ -252,7 +324,7 @@ def batches(split, batch_size, *, mean, std, seed, epoch, skip_batches=0, max_ba
     that is resumed after k batches is therefore, bit for bit, the tail of the uninterrupted one, and skipping costs nothing.
 
     Args:
-      split: a `Split`.
+      split: a `Split`, or a `StreamedSplit`, of which only what the batches hold is read and decoded.
       batch_size: images a batch.
       mean, std: of each channel in units of pixel / 255, [C].
       seed, epoch: integers, at least 0.
@@ -266,15 +338,19 @@ def batches(split, batch_size, *, mean, std, seed, epoch, skip_batches=0, max_ba
 
     Raises:
       DataError: for a batch larger than the split, or more skipped batches than an epoch has.
-      ConfigError: for an augmentation that the images are too small for.
+      ConfigError: as `steps_per_epoch`, and for an augmentation that the images are too small for.
     """
     steps = steps_per_epoch(split, batch_size, drop_remainder)
     if not 0 <= skip_batches <= steps:
         raise DataError(f"skip_batches must be from 0 to {steps}, the batches of an epoch. Received: {skip_batches}")
     augmentation = augmentation or Augmentation()
+    if isinstance(split, StreamedSplit):
+        window = (skip_batches * batch_size, (steps if max_batches is None else max_batches) * batch_size)
+        seeds = {"order": _order_seed(seed, split, epoch), "augmentation": _augmentation_seed(seed, epoch)}
+        return split.batches(batch_size, window, drop_remainder, augmentation=augmentation, mean=mean, std=std, seeds=seeds)
     augmentation.check(split.images.shape[1:])
-    order = np.random.default_rng((seed, zlib.crc32(split.name.encode()), epoch)).permutation(len(split))
-    epoch_seed = np.random.SeedSequence((seed, epoch)).generate_state(1).astype(np.int32)[0]
+    order = np.random.default_rng(_order_seed(seed, split, epoch)).permutation(len(split))
+    epoch_seed = _augmentation_seed(seed, epoch)
     images, labels, ids = split.tensors
 
     def load(positions):
@@ -284,6 +360,14 @@ def batches(split, batch_size, *, mean, std, seed, epoch, skip_batches=0, max_ba
 
     end = None if max_batches is None else max_batches * batch_size
     return _mapped_batches(order[skip_batches * batch_size : end], batch_size, load, drop_remainder)
+
+
+def _order_seed(seed, split, epoch):
+    return seed, zlib.crc32(split.name.encode()), epoch
+
+
+def _augmentation_seed(seed, epoch):
+    return np.random.SeedSequence((seed, epoch)).generate_state(1).astype(np.int32)[0]
 
 
 def bilevel_batches(datasets, batch_size, *, seed, epoch, skip_batches=0, max_batches=None, augmentation=None):
@@ -303,16 +387,31 @@ def bilevel_batches(datasets, batch_size, *, seed, epoch, skip_batches=0, max_ba
 def evaluation_batches(split, batch_size, *, mean, std):
     """All images of `split` once, in the order of their ids in the split, unaugmented; the last batch may be smaller.
 
-    Args and returns as `batches`; a batch larger than the split is one batch of the whole split.
+    Args and returns as `batches`; a batch larger than the split is one batch of the whole split. A corrupt image of a streamed split is
+    left out.
     """
     if batch_size < 1:
         raise DataError(f"a batch must hold at least 1 image. Received: batch_size={batch_size}")
+    if isinstance(split, StreamedSplit):
+        return split.evaluation_batches(batch_size, mean=mean, std=std)
     images, labels, _ = split.tensors
 
     def load(positions):
-        return normalise(tf.gather(images, positions), mean, std), tf.gather(labels, positions)
+        return normalise_batch(tf.gather(images, positions), mean, std), tf.gather(labels, positions)
 
     return _mapped_batches(np.arange(len(split)), batch_size, load, drop_remainder=False)
+
+
+def named_errors(split):
+    """Within, what TensorFlow raises while a streamed split is read becomes the `DataError` that says where."""
+    return split.named_errors() if isinstance(split, StreamedSplit) else contextlib.nullcontext()
+
+
+def spread_images(split, count):
+    """Up to `count` images, evenly spread over a split (a source may be sorted by class): uint8 [n, R, R, C]."""
+    count = min(len(split), count)
+    positions = np.arange(count) * len(split) // count
+    return split.pixels(positions) if isinstance(split, StreamedSplit) else split.images[positions]
 
 
 def _mapped_batches(order, batch_size, load, drop_remainder):
@@ -339,158 +438,17 @@ def _checked_arrays(name, images, labels, class_names):
     return images, labels.astype(np.int32)
 
 
-def _split_indices(labels, n_classes, fractions, rng):
-    """Sorted indices of each split of `fractions` (shares of what the ones before it left), and of the two halves of the rest."""
-    pools = [rng.permutation(np.flatnonzero(labels == label)) for label in range(n_classes)]
-    indices = {}
-    for part, fraction in fractions.items():
-        counts = np.array([len(pool) for pool in pools])
-        taken = _allocate(counts, max(1, round(fraction * counts.sum())))
-        indices[part] = [pool[:count] for pool, count in zip(pools, taken, strict=True)]
-        pools = [pool[count:] for pool, count in zip(pools, taken, strict=True)]
-    # Classes with an odd number of images give their last one to either half in turn; the last such class may give it to none.
-    leftovers = rng.permutation([pool[-1] for pool in pools if len(pool) % 2]).astype(np.int64)
-    leftovers = leftovers[: len(leftovers) // 2 * 2]
-    indices["weights"] = [*(pool[: len(pool) // 2] for pool in pools), leftovers[::2]]
-    indices["architecture"] = [*(pool[len(pool) // 2 : len(pool) // 2 * 2] for pool in pools), leftovers[1::2]]
-    return {part: np.sort(np.concatenate(chosen)).astype(np.int64) for part, chosen in indices.items()}
-
-
-def _allocate(counts, total):
-    """How many of each class make `total`, in proportion to `counts`: whole numbers by largest remainder, in integer arithmetic."""
-    size = max(1, counts.sum())
-    total = min(total, counts.sum())
-    taken = counts * total // size
-    by_remainder = np.argsort(-(counts * total % size), kind="stable")
-    taken[by_remainder[: total - taken.sum()]] += 1
-    return taken
-
-
-def _check_sizes(name, splits, class_names):
-    sizes = ", ".join(f"{part}={len(split)}" for part, split in splits.items())
-    in_halves = [np.bincount(splits[half].labels, minlength=len(class_names)) for half in ("weights", "architecture")]
-    missing = [class_names[label] for label in np.flatnonzero(np.minimum(*in_halves) == 0)]
-    if missing or not all(len(split) for split in splits.values()):
-        classes = f"; without an image in both halves: {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}" if missing else ""
-        raise DataError(
-            f"too few images of {name!r} for its splits: none may be empty, and each of the {len(class_names)} classes needs an image in "
-            f"weights and one in architecture. Received: {sizes}{classes}"
-        )
-
-
-def _channel_statistics(arrays):
-    """Mean and standard deviation of each channel, [C] float32, of uint8 images in units of pixel / 255, by counting grey levels."""
-    counts = np.zeros((arrays[0].shape[-1], 256), np.int64)
-    for images in arrays:
-        for start in range(0, len(images), _CHUNK):
-            for channel, values in enumerate(np.moveaxis(images[start : start + _CHUNK], -1, 0)):
-                counts[channel] += np.bincount(values.ravel(), minlength=256)
-    shares = counts / counts.sum(axis=1, keepdims=True)
-    levels = np.arange(256) / 255
-    mean = shares @ levels
-    variance = (shares * (levels - mean[:, np.newaxis]) ** 2).sum(axis=1)
-    return mean.astype(np.float32), np.maximum(np.sqrt(variance), _MIN_STD).astype(np.float32)
-
-
 def _read_digits(data_config):
     from sklearn.datasets import load_digits  # takes a second to import
 
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., np.newaxis]
     dataset = tf.data.Dataset.from_tensor_slices((images, digits.target))
-    return collect(dataset, "digits", data_config.resolution), None, tuple(str(name) for name in digits.target_names)
-
-
-def _read_tfds(data_config):
-    builder = _prepared_builder(data_config)
-    image_key, label_key = _feature_keys(builder.info, data_config.name)
-    splits = builder.info.splits
-    if "train" not in splits:
-        raise DataError(f"TFDS dataset {data_config.name!r} must have a split 'train'. Received: {', '.join(splits)}")
-    read = functools.partial(_read_tfds_split, builder, image_key, label_key, data_config)
-    train, test = read("train"), None
-    for split in ("test", "validation"):
-        if test is None and split in splits:
-            images, labels = read(split)
-            test = None if (labels == -1).all() else (images, labels)
-    names = getattr(builder.info.features[label_key], "names", None)
-    if names is None:  # an integer without names
-        names = [str(label) for label in range(max(labels.max() for _, labels in filter(None, (train, test))) + 1)]
-    return train, test, tuple(names)
-
-
-def _prepared_builder(data_config):
-    """The TFDS builder of files on this disk. Names and directories that would send TFDS to the network are refused first."""
-    import tensorflow_datasets as tfds  # only where a dataset needs it
-
-    name, data_dir = data_config.name, data_config.data_dir
-    received = f"Received: data.name={name!r}, data.data_dir={data_dir!r}"
-    if not _TFDS_NAME.fullmatch(name):
-        raise DataError(f"data.name must be 'digits' or a TFDS name: NAME, NAME/CONFIG or NAME:VERSION, or folder:PATH. {received}")
-    if "://" in (data_dir or os.environ.get("TFDS_DATA_DIR", "")):
-        raise DataError(f"data.data_dir (or TFDS_DATA_DIR) must be a directory of this machine. {received}")
-    # A version pattern makes TFDS look at the files before its code: whichever version was prepared is found.
-    version = {} if ":" in name else {"version": "*.*.*"}
-    try:
-        builder = tfds.builder(name, data_dir=data_dir or None, **version)
-    except tfds.core.DatasetNotFoundError as error:
-        known = ["digits", *tfds.list_builders(with_community_datasets=False)]
-        raise DataError(
-            f"dataset {name!r} is neither prepared nor known to TFDS.{nearest(name, known)} Expected 'digits' or a TFDS dataset. {received}"
-        ) from error
-    except (ValueError, AssertionError, OSError) as error:  # no such configuration or version, or damaged files
-        reason = " ".join(str(error).split()).rpartition('": ')[2].partition(" Here are")[0]  # without TFDS' frame around it
-        raise DataError(f"TFDS cannot open dataset {name!r}: {reason[:300]} {received}") from error
-    if not builder.data_path.exists():
-        command = f"tfds build {name}" + (f" --data_dir={data_dir}" if data_dir else "")
-        raise DataError(
-            f"dataset {name!r} is not prepared in {builder.data_path}, and nothing is downloaded here: run `{command}`, or where there "
-            f"is no network set data.data_dir to a directory in which it was prepared elsewhere. {received}"
-        )
-    return builder
-
-
-def _feature_keys(info, name):
-    """Names of the image feature and of the integer label feature of a TFDS dataset."""
-    import tensorflow_datasets as tfds
-
-    def is_image(feature):
-        return type(feature) is tfds.features.Image and feature.np_dtype == np.uint8
-
-    def is_label(feature):
-        return feature.shape == () and np.issubdtype(feature.np_dtype, np.integer)
-
-    features = dict(info.features) if isinstance(info.features, tfds.features.FeaturesDict) else {}
-    supervised = info.supervised_keys if info.supervised_keys and len(info.supervised_keys) == 2 else (None, None)
-    keys = []
-    for kind, fits, hint in (("8-bit image", is_image, supervised[0]), ("integer label", is_label, supervised[1])):
-        fitting = [key for key, feature in features.items() if fits(feature)]
-        chosen = [key for key in (hint, kind.split()[-1]) if key in fitting] or fitting
-        if not chosen or (len(chosen) > 1 and chosen is fitting):
-            raise DataError(
-                f"TFDS dataset {name!r} must have one {kind} feature (or say which by supervised_keys or by the name "
-                f"{kind.split()[-1]!r}). Received: {len(fitting)} such among the features {', '.join(sorted(features)) or info.features}"
-            )
-        keys.append(chosen[0])
-    return keys
-
-
-def _read_tfds_split(builder, image_key, label_key, data_config, split):
-    import tensorflow_datasets as tfds
-
-    others = {key: feature for key, feature in builder.info.features.items() if key != image_key}
-    try:
-        dataset = builder.as_dataset(
-            split=split,
-            shuffle_files=False,
-            decoders={key: tfds.decode.SkipDecoding() for key, feature in others.items() if isinstance(feature, tfds.features.Image)},
-            read_config=tfds.ReadConfig(interleave_cycle_length=1, try_autocache=False),  # the order of the files
-        )
-        pairs = dataset.map(lambda example: (example[image_key], example[label_key]))
-        return collect(pairs, data_config.name, data_config.resolution)
-    except (tf.errors.NotFoundError, tf.errors.DataLossError, tf.errors.InvalidArgumentError) as error:
-        reason = " ".join(error.message.split())[:300]
-        raise DataError(f"split {split!r} of dataset {data_config.name!r} cannot be read. Received: {reason}") from error
+    return (
+        collect(dataset, "digits", data_config.resolution, data_config.central_crop),
+        None,
+        tuple(str(name) for name in digits.target_names),
+    )
 
 
 def _resized_array(images, resolution):

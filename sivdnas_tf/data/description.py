@@ -19,12 +19,14 @@ class DataDescription:
       image_shape: (R, R, C).
       class_names: one a label, in the order of the labels.
       mean, std: float32 [C] of each channel in units of pixel / 255.
+      central_crop: side of the central square that images were cut to, as a share of their shorter side; 0 for whole images.
     """
 
     image_shape: tuple
     class_names: tuple
     mean: np.ndarray
     std: np.ndarray
+    central_crop: float = 0.0
 
 
 def write_description(run_dir, datasets):
@@ -35,6 +37,8 @@ def write_description(run_dir, datasets):
         "mean": [float(value) for value in datasets.mean],
         "std": [float(value) for value in datasets.std],
     }
+    if datasets.central_crop:
+        content["central_crop"] = float(datasets.central_crop)
     write_json(run_dir.file(PATH), content)
 
 
@@ -47,12 +51,16 @@ def read_description(run_dir):
             "`train --overwrite` writes it anew"
         )
     statistics = {name: np.array(content[name], np.float32) for name in ("mean", "std")}
-    return DataDescription(tuple(content["image_shape"]), tuple(content["class_names"]), **statistics)
+    crop = content.get("central_crop", 0.0)  # written where it is not 0
+    return DataDescription(tuple(content["image_shape"]), tuple(content["class_names"]), **statistics, central_crop=crop)
 
 
 def _is_description(content):
     fields = {"image_shape": int, "class_names": str, "mean": (int, float), "std": (int, float)}
-    if not isinstance(content, dict) or content.keys() != fields.keys():
+    if not isinstance(content, dict) or content.keys() - {"central_crop"} != fields.keys():
+        return False
+    crop = content.get("central_crop", 0.0)
+    if not isinstance(crop, (int, float)) or not 0 <= crop <= 1:
         return False
     if not all(
         isinstance(values := content[name], list) and all(isinstance(value, kind) for value in values) for name, kind in fields.items()

@@ -2,7 +2,7 @@
 
     PATH/CLASS/**/IMAGE              split by the seed
     PATH/train/CLASS/**/IMAGE        PATH holds the directories train and test and no other; the classes are those of train
-    PATH/test/CLASS/**/IMAGE
+    PATH/test/CLASS/**/IMAGE         (or val, or validation, as ImageNet's, instead of test)
 
 A class has its directory's name in Unicode's composed form (NFC), whatever the file system stores; classes are numbered in the order of
 their names by code point, images in the order of their paths. Images of subdirectories belong to the class too, and links to files and
@@ -27,7 +27,8 @@ from sivdnas_tf.errors import ConfigError, DataError
 
 PREFIX = "folder:"
 MAX_CLASSES = 1000
-_SPLIT_NAMES = frozenset({"train", "test", "val", "valid", "validation", "dev"})
+_TEST_NAMES = ("test", "val", "validation")
+_SPLIT_NAMES = frozenset({"train", *_TEST_NAMES, "valid", "dev"})
 _COPIES = 4  # of each image in memory during a run: its split, the halves joined for training, and TensorFlow's tensors of both
 _SHOWN = 5  # names in a message
 _UNFIT_CATEGORIES = ("Cc", "Cs", "Zl", "Zp")  # control characters, line breaks, bytes that are no text: no label in a line of output
@@ -48,6 +49,28 @@ def read_folder(data_config, say=print):
       ConfigError: where `resolution` is not set.
       DataError: for a folder that is no such folder, an image that cannot be read, or more images than memory holds.
     """
+    resolution = data_config.resolution
+    train, test = find_files(data_config, say, lambda count: _check_memory(data_config.name, count, resolution))
+    images, kept = _decode(train.paths + test.paths, data_config, say)
+    labels = np.array(train.labels + test.labels, np.int32)[kept]
+    n_train = int((kept < len(train.paths)).sum())
+    own_test = (images[n_train:], labels[n_train:]) if test.paths else None
+    return (images[:n_train], labels[:n_train]), own_test, train.class_names
+
+
+def find_files(data_config, say=print, check=lambda count: None):
+    """Lists the images of a folder; reads none.
+
+    Args:
+      data_config, say: as of `read_folder`.
+      check: function of the number of images that may raise, before anything is said.
+
+    Returns:
+      The `Files` of training and of test, the latter empty without a test/ of its own.
+
+    Raises:
+      ConfigError, DataError: as `read_folder`.
+    """
     name, resolution = data_config.name, data_config.resolution
     if resolution < 1:
         raise ConfigError(f"data.resolution must be at least 1 for {name!r}: its images may have any size. Received: {resolution}")
@@ -55,18 +78,19 @@ def read_folder(data_config, say=print):
     _check_root(root, name)
     walk = _Walk(root)
     train, test = _find_files(root, walk)
-    _check_memory(name, len(train.paths) + len(test.paths), resolution)
+    check(len(train.paths) + len(test.paths))
     if walk.ignored:
         say(f"data: {walk.ignored} hidden, stray or other files that are no images ignored in {root!r}")
-    images, kept = _decode(train.paths + test.paths, resolution, data_config.max_corrupt, say)
-    labels = np.array(train.labels + test.labels, np.int32)[kept]
-    n_train = int((kept < len(train.paths)).sum())
-    own_test = (images[n_train:], labels[n_train:]) if test.paths else None
-    return (images[:n_train], labels[:n_train]), own_test, train.class_names
+    return train, test
+
+
+def fits_in_memory(encoded_bytes):
+    """Whether so many bytes of encoded images may stay in memory: half of what can be had."""
+    return encoded_bytes <= _available_bytes() // 2
 
 
 @dataclasses.dataclass(frozen=True)
-class _Files:
+class Files:
     """Paths of images with their labels, and what the labels mean."""
 
     paths: tuple
@@ -81,46 +105,53 @@ def _check_root(root, name):
 
 
 def _find_files(root, walk):
-    """`_Files` of training and of test (empty where the seed splits)."""
+    """`Files` of training and of test (empty where the seed splits)."""
     directories = walk.directories(root)
-    if set(directories) == {"train", "test"}:
-        train, test = directories["train"], directories["test"]
+    if len(directories) == 2 and "train" in directories and not directories.keys().isdisjoint(_TEST_NAMES):
+        train, test = directories.pop("train"), *directories.values()
         train = _class_files(train, walk.directories(train), walk)
         return train, _class_files(test, walk.directories(test), walk, train.class_names)
     if "train" in directories and set(directories) <= _SPLIT_NAMES:
         raise DataError(
-            f"{root!r} must hold the directories train and test and no other, or one directory a class. "
+            f"{root!r} must hold the directories train and test (or val, or validation) and no other, or one directory a class. "
             f"Received: {', '.join(sorted(directories))}"
         )
-    return _class_files(root, directories, walk), _Files((), (), ())
+    return _class_files(root, directories, walk), Files((), (), ())
 
 
 def _class_files(root, directories, walk, known=None):
-    """The `_Files` of the class directories of `root`; with `known` they are those of the test split, among these class names."""
+    """The `Files` of the class directories of `root`; with `known` they are those of the test split, among these class names."""
     names = sorted(directories)
     _check_classes(root, names, known)
     found = {name: walk.images(directories[name], root) for name in names}
     empty = [name for name in names if not found[name]]
     if empty:
-        which = f"none in any of {len(names)} classes" if len(empty) == len(names) else f"none in {_listed(empty)}"
+        which = f"none in any of {len(names)} classes" if len(empty) == len(names) else f"none in {listed(empty)}"
         raise DataError(f"every class of {root!r} must hold an image, PNG, JPEG, WebP or BMP. Received: {which}")
     label_of = {name: label for label, name in enumerate(names if known is None else known)}
     paths = [(path, label_of[name]) for name in names for path in found[name]]
-    return _Files(tuple(path for path, _ in paths), tuple(label for _, label in paths), tuple(label_of))
+    return Files(tuple(path for path, _ in paths), tuple(label for _, label in paths), tuple(label_of))
 
 
 def _check_classes(root, names, known):
     if known is not None:
         unknown = [name for name in names if name not in known]
         if unknown or not names:
-            received = f"also {_listed(unknown)}" if unknown else "no class directories"
-            raise DataError(f"the classes of {root!r} must be those of train: {_listed(known)}. Received: {received}")
+            received = f"also {listed(unknown)}" if unknown else "no class directories"
+            raise DataError(f"the classes of {root!r} must be those of train: {listed(known)}. Received: {received}")
     elif not 2 <= len(names) <= MAX_CLASSES:
         received = f"one class, {names[0]!r}" if len(names) == 1 else f"{len(names) or 'no'} class directories"
         raise DataError(f"{root!r} must hold from 2 to {MAX_CLASSES} class directories. Received: {received}")
 
 
-def _listed(names):
+def too_many_corrupt(places, limit, last):
+    """The `DataError` of more than `limit` corrupt images, at `places`, of which `last` is the last one's own."""
+    so_far = f" ({listed(places)})" if limit else ""
+    return DataError(f"more corrupt images than data.max_corrupt={limit} allows{so_far}: {last}")
+
+
+def listed(names):
+    """The first few of the names, and how many more there are."""
     return ", ".join(repr(name) for name in names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
@@ -222,11 +253,12 @@ def _available_bytes():
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _decode(paths, resolution, max_corrupt, say):
+def _decode(paths, data_config, say):
     """Images [n, R, R, 3] of the files that can be read, and their positions in `paths`, int64 [n]."""
+    resolution, max_corrupt = data_config.resolution, data_config.max_corrupt
     images = np.empty((len(paths), resolution, resolution, 3), np.uint8)
     kept, corrupt = [], []
-    with contextlib.closing(read_images(paths, resolution)) as decoded:
+    with contextlib.closing(read_images(paths, resolution, central_crop=data_config.central_crop)) as decoded:
         for position, image in enumerate(decoded):
             if not isinstance(image, DataError):
                 images[len(kept)] = image
@@ -234,8 +266,7 @@ def _decode(paths, resolution, max_corrupt, say):
                 continue
             corrupt.append(paths[position])
             if len(corrupt) > max_corrupt:
-                so_far = f" ({_listed(corrupt)})" if max_corrupt else ""
-                raise DataError(f"more corrupt images than data.max_corrupt={max_corrupt} allows{so_far}: {image}")
+                raise too_many_corrupt(corrupt, max_corrupt, image)
     if corrupt:
-        say(f"data: warning: skipped {len(corrupt)} corrupt image{'s'[: len(corrupt) > 1]}: {_listed(corrupt)}")
+        say(f"data: warning: skipped {len(corrupt)} corrupt image{'s'[: len(corrupt) > 1]}: {listed(corrupt)}")
     return images[: len(kept)], np.array(kept, np.int64)

@@ -13,6 +13,7 @@ A file that is none of these, damaged, truncated, or larger than `MAX_PIXELS` (a
 
 import concurrent.futures
 import contextlib
+import io
 import os
 import pathlib
 import struct
@@ -21,7 +22,7 @@ import zlib
 
 import numpy as np
 import tensorflow as tf
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from sivdnas_tf.errors import DataError
 
@@ -70,13 +71,14 @@ def resize(image, resolution):
 _resize_any = tf.function(resize, input_signature=[tf.TensorSpec([None, None, None], tf.uint8), tf.TensorSpec([], tf.int32)])
 
 
-def read_image(path, resolution, channels=3):
+def read_image(path, resolution, channels=3, central_crop=0.0):
     """Decodes and resizes a file.
 
     Args:
       path: of the file.
       resolution: pixels a side of the result.
       channels: 3 for RGB, 1 for greyscale (ITU-R 601 luma).
+      central_crop: side of the central square that is resized, as a share of the shorter side; 0 resizes the whole image.
 
     Returns:
       uint8 array [resolution, resolution, channels].
@@ -85,10 +87,10 @@ def read_image(path, resolution, channels=3):
       DataError: where `path` cannot be read as an image, with the reason.
     """
     with _silent_pillow():
-        return _read(path, resolution, channels)
+        return _read(path, resolution, channels, central_crop)
 
 
-def read_images(paths, resolution, channels=3):
+def read_images(paths, resolution, channels=3, central_crop=0.0):
     """Decodes and resizes files on all cores, each once. Arguments as `read_image`, for several paths.
 
     Yields:
@@ -97,7 +99,7 @@ def read_images(paths, resolution, channels=3):
 
     def attempt(path):
         try:
-            return _read(path, resolution, channels)
+            return _read(path, resolution, channels, central_crop)
         except DataError as error:
             return error
 
@@ -105,24 +107,96 @@ def read_images(paths, resolution, channels=3):
         yield from pool.map(attempt, paths)  # which cancels the rest when whoever asks stops early
 
 
+def central_square(height, width, share):
+    """`(top, left, side)` of the central square of `share` of the shorter side, whole pixels; at least one."""
+    side = max(1, round(share * min(height, width)))
+    return (height - side) // 2, (width - side) // 2, side
+
+
+def decode(source, place, channels=3, central_crop=0.0):
+    """The pixels of an encoded image, before they are resized.
+
+    Args:
+      source: path of a file, or its content, bytes.
+      place: what the message calls it.
+      channels, central_crop: as of `read_image`.
+
+    Returns:
+      uint8 array [height, width, channels].
+
+    Raises:
+      DataError: where it cannot be read as an image, with the reason.
+    """
+    with _named(place), _opened(source) as image:
+        image.load()
+        pixels = np.asarray(_converted(image, channels))
+    pixels = pixels.reshape(*pixels.shape[:2], channels)
+    if not central_crop:
+        return pixels
+    top, left, side = central_square(*pixels.shape[:2], central_crop)
+    return pixels[top : top + side, left : left + side]
+
+
+def decode_crop(source, place, choose, resolution, channels=3):
+    """A part of an encoded image, resized: bilinear, antialiased, by Pillow, which leaves other threads running.
+
+    A JPEG is decoded at a half, a quarter or an eighth of its size where the part then still has `resolution` pixels a side.
+
+    Args:
+      source, place, channels: as of `decode`.
+      choose: function of the upright image's height and width to the part's `(top, left, height, width)` in pixels.
+      resolution: pixels a side of the result.
+
+    Returns:
+      uint8 array [resolution, resolution, channels].
+
+    Raises:
+      DataError: where it cannot be read as an image, with the reason.
+    """
+    with _named(place), _opened(source) as image:
+        stored = image.size
+        width, height = stored[::-1] if _is_turned(image) else stored
+        top, left, crop_height, crop_width = choose(height, width)
+        spare = min(crop_height, crop_width) // resolution
+        if spare > 1:
+            image.draft(None, (stored[0] // spare, stored[1] // spare))
+        image.load()
+        image = _converted(image, channels)
+        scale_x, scale_y = image.width / width, image.height / height
+        box = (left * scale_x, top * scale_y, (left + crop_width) * scale_x, (top + crop_height) * scale_y)
+        pixels = np.asarray(image.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box))
+    return pixels.reshape(resolution, resolution, channels)
+
+
+def silence_pillow():
+    """Keeps Pillow's remarks on odd files off the terminal from now on; `tf.data` decodes in threads for as long as a run takes."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 @contextlib.contextmanager
 def _silent_pillow():
     """Keeps Pillow's remarks on odd files off the terminal: a file is either read or refused here. Not to be entered in a thread."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+        silence_pillow()
         yield
 
 
-def _read(path, resolution, channels):
+def _read(path, resolution, channels, central_crop):
+    pixels = decode(path, path, channels, central_crop)
+    with tf.device("CPU:0"):
+        return _resize_any(pixels, resolution).numpy()
+
+
+@contextlib.contextmanager
+def _named(place):
+    """Turns what Pillow raises into a `DataError` that says of which image."""
     try:
-        pixels = _pixels(path, "RGB" if channels == 3 else "L")
+        yield
     except _DAMAGED as error:
         raise DataError(
-            f"{os.fspath(path)!r} cannot be read as an image. Expected PNG, JPEG, WebP or BMP of up to {MAX_PIXELS:,} pixels. "
+            f"{os.fspath(place)!r} cannot be read as an image. Expected PNG, JPEG, WebP or BMP of up to {MAX_PIXELS:,} pixels. "
             f"Received: {_reason(error)}"
         ) from None
-    with tf.device("CPU:0"):
-        return _resize_any(pixels.reshape(*pixels.shape[:2], channels), resolution).numpy()
 
 
 def _reason(error):
@@ -133,15 +207,30 @@ def _reason(error):
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _pixels(path, mode):
-    """uint8 pixels [H, W, 3] ("RGB") or [H, W] ("L") of a file."""
-    if not os.path.isfile(path):  # a pipe would be waited for
-        raise OSError("a directory or a device" if os.path.exists(path) else "no such file")
-    with Image.open(path, formats=_FORMATS) as image:
-        if not 0 < image.width * image.height <= MAX_PIXELS:
-            raise OSError(f"{image.width:,} x {image.height:,} pixels")
-        image.load()
-        return np.asarray(_opaque(_upright(image)).convert(mode))
+def _opened(source):
+    """The image of a file's path, or of its content, not decoded yet."""
+    if isinstance(source, bytes):
+        source = io.BytesIO(source)
+    elif not os.path.isfile(source):  # a pipe would be waited for
+        raise OSError("a directory or a device" if os.path.exists(source) else "no such file")
+    image = Image.open(source, formats=_FORMATS)
+    if not 0 < image.width * image.height <= MAX_PIXELS:
+        image.close()
+        raise OSError(f"{image.width:,} x {image.height:,} pixels")
+    return image
+
+
+def _converted(image, channels):
+    """The upright image without transparency: RGB for three channels, greyscale for one."""
+    return _opaque(_upright(image)).convert("RGB" if channels == 3 else "L")
+
+
+def _is_turned(image):
+    """Whether the EXIF tag says that height and width change places."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    except _DAMAGED:
+        return False
 
 
 def _upright(image):

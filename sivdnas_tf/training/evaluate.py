@@ -3,7 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from sivdnas_tf.data.datasets import evaluation_batches
+from sivdnas_tf.data.datasets import evaluation_batches, named_errors
+from sivdnas_tf.errors import ConfigError, DataError
 from sivdnas_tf.run_dir import read_json, write_json
 from sivdnas_tf.training import objective
 
@@ -12,24 +13,33 @@ _MIN_CLASSES_FOR_TOP5 = 6  # below that, five guesses hit always
 
 
 def predict_logits(model, split, *, mean, std):
-    """Logits `[images, classes]` of all images of a `Split`, unaugmented, as NumPy."""
-    images = evaluation_batches(split, _BATCH_SIZE, mean=mean, std=std).map(lambda images, labels: images)
-    return model.predict(images, verbose=0)
+    """Logits `[images, classes]` of all images of a `Split` (of a `StreamedSplit`, all that can be read), unaugmented, as NumPy."""
+    return _predictions(model, split, mean, std)[0]
+
+
+def _predictions(model, split, mean, std):
+    """Logits `[images, classes]` and labels `[images]`: a streamed split says which images they are of as it is read."""
+    with named_errors(split):
+        pairs = [(model.predict_on_batch(images), labels) for images, labels in evaluation_batches(split, _BATCH_SIZE, mean=mean, std=std)]
+    if not pairs:
+        raise DataError(f"the split {split.name!r} must hold an image that can be read. Received: {len(split)} corrupt ones")
+    logits, labels = zip(*pairs, strict=True)
+    return np.concatenate(logits), np.concatenate(labels)
 
 
 def measure(model, split, *, mean, std):
-    """Loss and accuracies of a model of one output on a `Split`.
+    """Loss and accuracies of a model of one output on a `Split` or a `StreamedSplit`.
 
     Returns:
       `{"images", "top1", "top5", "loss"}`: a count, fractions of 1 (top5 None below six classes), nats.
     """
-    logits = predict_logits(model, split, mean=mean, std=std)
-    top5 = float(np.mean(tf.math.in_top_k(split.labels, logits, 5))) if logits.shape[1] >= _MIN_CLASSES_FOR_TOP5 else None
+    logits, labels = _predictions(model, split, mean, std)
+    top5 = float(np.mean(tf.math.in_top_k(labels, logits, 5))) if logits.shape[1] >= _MIN_CLASSES_FOR_TOP5 else None
     return {
-        "images": len(split),
-        "top1": float(np.mean(np.argmax(logits, axis=1) == split.labels)),
+        "images": len(labels),
+        "top1": float(np.mean(np.argmax(logits, axis=1) == labels)),
         "top5": top5,
-        "loss": float(objective.cross_entropy(split.labels, logits)),
+        "loss": float(objective.cross_entropy(labels, logits)),
     }
 
 
@@ -48,6 +58,8 @@ def run_evaluate(model, datasets, run_dir, settings, split="test", overwrite=Fal
     Returns:
       The content of evaluation.json.
     """
+    if not hasattr(datasets, split):
+        raise ConfigError(f"streamed images have no halves of a search to measure. Expected --split=test or holdout. Received: {split!r}")
     path = run_dir.file("evaluation.json")
     if run_dir.begin("evaluate", {**settings, "split": split}, overwrite).done:
         say(f"evaluate: done already ({path})")

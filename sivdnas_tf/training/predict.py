@@ -13,7 +13,8 @@ _BATCH_SIZE = 256
 def predict_files(model, description, paths, top=1):
     """The most probable labels of image files.
 
-    Files are decoded as those of an image folder (`data.images`), greyscale where the network has one channel.
+    Files are decoded as those of an image folder (`data.images`), greyscale where the network has one channel,
+    and cut as the images that it was evaluated on.
 
     Args:
       model: the deployed form of the trained network: normalised images to logits.
@@ -31,7 +32,7 @@ def predict_files(model, description, paths, top=1):
     if channels not in (1, 3):
         raise DataError(f"files are read as greyscale or RGB, for a network of 1 or 3 channels. Received: a network of {channels} channels")
     pixels = []
-    for image in read_images(paths, resolution, channels):
+    for image in read_images(paths, resolution, channels, description.central_crop):
         if isinstance(image, DataError):
             raise image
         pixels.append(image)

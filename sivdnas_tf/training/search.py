@@ -6,7 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from sivdnas_tf.data.augment import Augmentation
+from sivdnas_tf.config import check_searchable
+from sivdnas_tf.data.augment import configured_augmentation
 from sivdnas_tf.data.datasets import as_datasets, bilevel_batches, steps_per_epoch, with_name_of
 from sivdnas_tf.errors import ConfigError, DataError
 from sivdnas_tf.models.supernet import Supernet
@@ -145,6 +146,7 @@ def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
     if run_dir is None:
         with tempfile.TemporaryDirectory(prefix="sivdnas-search-") as directory:
             return run_search(config, datasets, directory, overwrite, say)
+    check_searchable(config)
     run_dir, datasets = as_run_dir(run_dir), as_datasets(datasets, config)
     config = with_name_of(config, datasets)
     # What can never run is refused before its settings are on record, where they would stand in the way of better ones.
@@ -154,7 +156,7 @@ def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
     check_jit_compile(config.search.jit_compile, strategy, "search.jit_compile")
     steps = search_steps(config, datasets)
     supernet_plan(config, datasets.image_shape, len(datasets.class_names))
-    _augmentation(config).check(datasets.image_shape)
+    configured_augmentation(config.data, config.search.cutout_length).check(datasets.image_shape)
     cost_terms = _cost_terms(config)
     state = begin_stage(run_dir, strategy, "search", config.stage_settings("search"), overwrite)
     if is_chief(strategy):
@@ -175,12 +177,8 @@ def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
     return posterior
 
 
-def _augmentation(config):
-    return Augmentation(crop_padding=config.data.crop_padding, flip=config.data.flip, cutout_length=config.search.cutout_length)
-
-
 def _loop_plan(config, datasets, run_dir, supernet, steps, cost_terms):
-    search, augmentation = config.search, _augmentation(config)
+    search, augmentation = config.search, configured_augmentation(config.data, config.search.cutout_length)
     warm_up, bilevel = (supernet.weight_step,), (supernet.architecture_step, supernet.weight_step)
     history = _History(run_dir, supernet, *cost_terms)
 

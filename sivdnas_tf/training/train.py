@@ -4,8 +4,8 @@ import dataclasses
 
 import keras
 
-from sivdnas_tf.data.augment import Augmentation
-from sivdnas_tf.data.datasets import as_datasets, batches, steps_per_epoch, with_name_of
+from sivdnas_tf.data.augment import configured_augmentation
+from sivdnas_tf.data.datasets import as_datasets, batches, named_errors, steps_per_epoch, with_name_of
 from sivdnas_tf.data.description import write_description
 from sivdnas_tf.errors import ConfigError, RunDirError
 from sivdnas_tf.models.evaluation_network import DROP_PATH_SCHEDULE, evaluation_network
@@ -89,7 +89,9 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print, m
     check_jit_compile(config.train.jit_compile, strategy, "train.jit_compile")
     steps = steps_per_epoch(datasets.train, config.train.batch_size)
     plan = trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
-    _augmentation(config).check(datasets.image_shape)
+    configured_augmentation(config.data, config.train.cutout_length).check(datasets.image_shape)
+    balanced = config.data.class_weights != "none"
+    weights = objective.class_weights(config.data.class_weights, datasets.train.labels if balanced else None, plan.classes)
     if config.budget.latency_ms and is_chief(strategy) and (overwrite or not run_dir.file("stages/train.json").exists()):
         _check_latency(config.budget, genotype, run_dir, measure_latency)
     state, chief = begin_stage(run_dir, strategy, "train", train_settings(config, genotype), overwrite), is_chief(strategy)
@@ -103,13 +105,13 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print, m
     if chief:
         write_description(run_dir, datasets)
     set_seeds(config.seed, config.deterministic)
-    weights = objective.class_weights(config.data.class_weights, datasets.train.labels, plan.classes)
     with workers_together("train", strategy), strategy.scope():
         trainer = Trainer(config, genotype, plan, steps, strategy, weights)
     deployed = evaluation_network(genotype, plan)
     with own_run_dir(run_dir, strategy) as own:
         plan = _loop_plan(config, datasets, own, trainer, deployed, steps)
-        Loop(plan, own, strategy, config.checkpoint, say, restore_from=run_dir).run()
+        with named_errors(datasets.train):
+            Loop(plan, own, strategy, config.checkpoint, say, restore_from=run_dir).run()
     if not chief:
         return
     if config.train.checkpoint_choice == "best":
@@ -262,12 +264,8 @@ def _save_weights(model, path):
         model.save_weights(temporary, overwrite=True)
 
 
-def _augmentation(config):
-    return Augmentation(crop_padding=config.data.crop_padding, flip=config.data.flip, cutout_length=config.train.cutout_length)
-
-
 def _loop_plan(config, datasets, run_dir, trainer, deployed, steps):
-    train, augmentation = config.train, _augmentation(config)
+    train, augmentation = config.train, configured_augmentation(config.data, config.train.cutout_length)
     statistics = {"mean": datasets.mean, "std": datasets.std}
 
     def drop_path_rate(epoch):

@@ -7,7 +7,7 @@ import tensorflow as tf
 from sivdnas_tf.config import Config, replace
 from sivdnas_tf.data.datasets import as_datasets, datasets_from_arrays, datasets_from_tf_data, with_name_of
 from sivdnas_tf.data.images import resize
-from sivdnas_tf.errors import DataError
+from sivdnas_tf.errors import ConfigError, DataError
 
 SPLITS = ("weights", "architecture", "holdout", "test")
 IMAGES = np.random.default_rng(0).integers(0, 256, (90, 6, 6, 3)).astype(np.uint8)
@@ -105,3 +105,38 @@ def test_a_batch_that_nobody_announced():
 def test_a_label_that_no_number_of_classes_explains():
     with pytest.raises(DataError, match=r"must be from 0 to 90, one a class name. Received: from 0 to 2000000000$"):
         datasets_from_tf_data("mine", pairs(labels=np.where(np.arange(90) == 5, 2_000_000_000, LABELS)), seed=0)
+
+
+def test_images_are_cut_to_a_central_square():
+    images = np.random.default_rng(0).integers(0, 256, (90, 7, 10, 3)).astype(np.uint8)
+    datasets = datasets_from_tf_data("mine", pairs(images), NAMES, seed=0, resolution=4, central_crop=0.6)
+    assert datasets.central_crop == 0.6
+    side = round(0.6 * 7)
+    top, left = (7 - side) // 2, (10 - side) // 2
+    squares = images[:, top : top + side, left : left + side]
+    np.testing.assert_array_equal(datasets.test.images, [resize(square, 4).numpy() for square in squares[datasets.test.ids]])
+
+
+def test_given_statistics_are_taken_as_they_are():
+    given = {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    datasets = as_datasets(pairs(), replace(Config(), data=given))
+    for each in (datasets, datasets.halves_at(3)):
+        np.testing.assert_array_equal(each.mean, np.float32(given["mean"]))
+        np.testing.assert_array_equal(each.std, np.float32(given["std"]))
+    measured = datasets_from_tf_data("mine", pairs(), NAMES, seed=0)
+    assert not np.array_equal(measured.halves_at(3).std, measured.std)
+    with pytest.raises(ConfigError, match=r"a number for each of the 3 channels of 'tf.data'. Received: data.mean=\(0.1,\)"):
+        as_datasets(pairs(), replace(Config(), data={"mean": (0.1,), "std": (0.1,)}))
+
+
+def test_what_is_in_memory_is_not_streamed():
+    datasets, config = as_datasets(pairs(), Config()), replace(Config(), data={"streaming": True})
+    for given in (pairs(), datasets):
+        with pytest.raises(
+            ConfigError, match=r"^data.streaming must be False for \w+, which are not streamed. Received: data.streaming=True$"
+        ):
+            as_datasets(given, config)
+    with pytest.raises(
+        ConfigError, match=r"^data.central_crop needs data.resolution, .* Received: data.central_crop=0.5, data.resolution=0$"
+    ):
+        as_datasets(pairs(), replace(Config(), data={"central_crop": 0.5}))

@@ -1,6 +1,7 @@
 """Folders of images: layouts, names, what is ignored, and every kind of folder that is refused."""
 
 import os
+import shutil
 import socket
 import unicodedata
 
@@ -86,6 +87,22 @@ def test_an_explicit_test_split(make_folder, tmp_path):
     assert len(datasets.holdout) == 3
 
 
+@pytest.mark.parametrize("name", ["val", "validation"])
+def test_an_explicit_test_split_may_have_imagenet_s_name(make_folder, tmp_path, read, name):
+    make_folder(tmp_path / "train", NAMES)
+    make_folder(tmp_path / name, {"dog": 2})
+    (_, labels), (_, test_labels), class_names = read(tmp_path)
+    assert class_names == ("dog", "two words", "кошка")
+    assert (len(labels), test_labels.tolist()) == (33, [0, 0])
+
+
+def test_images_are_cut_to_a_central_square(make_folder, tmp_path, read):
+    make_folder(tmp_path, NAMES)
+    (pixels, _), _, _ = read(tmp_path, central_crop=0.5)
+    np.testing.assert_array_equal(pixels[0], images.read_image(tmp_path / "dog" / "000.png", 6, central_crop=0.5))
+    assert not np.array_equal(pixels[0], images.read_image(tmp_path / "dog" / "000.png", 6))
+
+
 def test_a_class_may_be_called_train(make_folder, tmp_path, read):
     assert read(make_folder(tmp_path, {"train": 2, "bus": 2, "test": 2}))[2] == ("bus", "test", "train")
 
@@ -140,7 +157,7 @@ def test_a_tilde_is_the_home_directory(make_folder, tmp_path, read, monkeypatch)
 
 
 def test_a_thousand_classes_and_no_more(make_folder, tmp_path, read, refusal, monkeypatch):
-    def read_images(paths, resolution):
+    def read_images(paths, resolution, **_):
         yield from [np.zeros((resolution, resolution, 3), np.uint8)] * len(paths)
 
     monkeypatch.setattr(folders, "read_images", read_images)
@@ -234,10 +251,14 @@ def test_classes_without_images(make_folder, tmp_path, refusal):
 @pytest.mark.usefixtures("no_decoding")
 def test_splits_that_are_no_train_and_test(make_folder, tmp_path, refusal):
     make_folder(tmp_path / "train", NAMES)
-    assert refusal(tmp_path).endswith("must hold the directories train and test and no other, or one directory a class. Received: train")
+    expected = "must hold the directories train and test (or val, or validation) and no other, or one directory a class. Received: train"
+    assert refusal(tmp_path).endswith(expected)
+    make_folder(tmp_path / "dev", {"dog": 2})
+    assert refusal(tmp_path).endswith(expected.replace("Received: ", "Received: dev, "))
     make_folder(tmp_path / "val", {"dog": 2})
-    assert "must hold the directories train and test and no other, or one directory a class. Received: train, val" in refusal(tmp_path)
-    (tmp_path / "val").rename(tmp_path / "test")
+    assert "Received: dev, train, val" in refusal(tmp_path)
+    shutil.rmtree(tmp_path / "val")
+    (tmp_path / "dev").rename(tmp_path / "test")
     make_folder(tmp_path / "test", {"wolf": 2})
     message = refusal(tmp_path)
     assert message == f"the classes of '{tmp_path}/test' must be those of train: 'dog', 'two words', 'кошка'. Received: also 'wolf'"

@@ -244,3 +244,75 @@ def test_pillow_is_not_heard(save, capfd):
         read_image(path, 6)
     sys.stderr.flush()
     assert capfd.readouterr().err == ""
+
+
+# A part of an image.
+
+
+def whole(height, width):
+    return 0, 0, height, width
+
+
+@pytest.mark.parametrize(("height", "width", "square"), [(6, 8, (0, 1, 6)), (9, 4, (2, 0, 4)), (1, 1, (0, 0, 1)), (3, 1000, (0, 498, 3))])
+def test_a_central_square_has_a_share_of_the_shorter_side(height, width, square):
+    assert images.central_square(height, width, 1.0) == square
+    top, left, side = images.central_square(height, width, 0.5)
+    assert side == max(1, round(min(height, width) / 2))
+    assert (top, left) == ((height - side) // 2, (width - side) // 2)
+
+
+def test_a_central_crop_is_that_of_the_upright_pixels(save):
+    path = save(PICTURE)
+    pixels = images.decode(path, path)
+    top, left, side = images.central_square(*pixels.shape[:2], 0.6)
+    square = pixels[top : top + side, left : left + side]
+    np.testing.assert_array_equal(images.decode(path, path, central_crop=0.6), square)
+    np.testing.assert_array_equal(read_image(path, 4, central_crop=0.6), resize(square, 4))
+    np.testing.assert_array_equal(images.decode(path.read_bytes(), "content"), pixels)
+
+
+def test_a_crop_of_its_own_size_is_the_pixels_themselves(save):
+    path = save(np.random.default_rng(0).integers(0, 256, (9, 12, 3)).astype(np.uint8))
+    pixels = images.decode(path, path)
+    received = images.decode_crop(path, path, lambda height, width: (2, 3, 5, 5), 5)
+    np.testing.assert_array_equal(received, pixels[2:7, 3:8])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_whole_image_is_shrunk_nearly_as_resize_does(save, channels):
+    path = save(np.random.default_rng(0).integers(0, 256, (40, 30, 3)).astype(np.uint8))
+    received = images.decode_crop(path, path, whole, 8, channels)
+    assert received.dtype == np.uint8 and received.shape == (8, 8, channels)
+    assert np.abs(received.astype(int) - read_image(path, 8, channels)).max() <= 1  # Pillow rounds between rows and columns
+
+
+def test_a_turned_photo_is_cropped_upright(save):
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 16, 3)).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(pixels, exif=exif)
+    sizes = []
+
+    def choose(height, width):
+        sizes.append((height, width))
+        return 4, 1, 6, 6
+
+    received = images.decode_crop(path, path, choose, 6)
+    assert sizes == [(16, 10)]
+    np.testing.assert_array_equal(received, np.rot90(pixels, -1)[4:10, 1:7])
+
+
+def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same(save):
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(np.uint8)).resize((400, 300))
+    path = save(np.asarray(smooth), "photo.jpg", quality=95)
+    received = images.decode_crop(path, path, lambda height, width: (20, 40, 240, 320), 32)
+    np.testing.assert_array_equal(received, images.decode_crop(path, path, lambda height, width: (20, 40, 240, 320), 32))
+    expected = smooth.resize((32, 32), Image.Resampling.BILINEAR, box=(40, 20, 360, 260))
+    assert np.abs(received.astype(int) - np.asarray(expected)).mean() < 3
+
+
+def test_a_part_of_what_is_no_image_is_named(save):
+    for source, place in ((b"hello", "record 3 of shard"), (b"", "record 4 of shard")):
+        for function in (lambda: images.decode(source, place), lambda: images.decode_crop(source, place, whole, 4)):  # noqa: B023
+            with pytest.raises(DataError, match=f"^'{place}' cannot be read as an image"):
+                function()

@@ -46,6 +46,34 @@ def test_labels_and_probabilities_are_those_of_the_pixels(paths, channels):
         np.testing.assert_allclose([probability for _, probability in pairs], probabilities[order], rtol=1e-4)
 
 
+def test_a_file_is_cut_as_the_images_of_the_evaluation_were(tmp_path):
+    pixels = np.zeros((8, 12, 3), np.uint8)
+    pixels[2:6, 4:8] = np.random.default_rng(0).integers(0, 256, (4, 4, 3))
+    Image.fromarray(pixels).save(tmp_path / "whole.png")
+    Image.fromarray(pixels[2:6, 4:8]).save(tmp_path / "square.png")
+    model, _ = linear_model(3)
+    description = DataDescription((4, 4, 3), CLASSES, np.zeros(3, np.float32), np.ones(3, np.float32))
+    cut = DataDescription((4, 4, 3), CLASSES, np.zeros(3, np.float32), np.ones(3, np.float32), central_crop=0.5)
+    expected = predict_files(model, description, [tmp_path / "square.png"], top=4)
+    assert predict_files(model, cut, [tmp_path / "whole.png"], top=4) == expected
+    assert predict_files(model, description, [tmp_path / "whole.png"], top=4) != expected
+
+
+def test_a_central_crop_is_in_the_description_where_there_is_one(tmp_path):
+    run_dir = RunDir(tmp_path)
+    description = DataDescription((4, 4, 3), CLASSES, np.zeros(3, np.float32), np.ones(3, np.float32), central_crop=0.875)
+    write_description(run_dir, description)
+    assert read_description(run_dir).central_crop == 0.875
+    content = json.loads(run_dir.file(PATH).read_text())
+    for wrong in (-0.1, 1.1, "0.5", None):
+        run_dir.file(PATH).write_text(json.dumps({**content, "central_crop": wrong}))
+        with pytest.raises(RunDirError, match="must describe the images"):
+            read_description(run_dir)
+    del content["central_crop"]  # a run of before
+    run_dir.file(PATH).write_text(json.dumps(content))
+    assert read_description(run_dir).central_crop == 0.0
+
+
 def test_as_many_labels_as_there_are(paths):
     model, _ = linear_model(3)
     description = DataDescription((4, 4, 3), CLASSES, np.zeros(3, np.float32), np.ones(3, np.float32))
