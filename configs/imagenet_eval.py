@@ -29,6 +29,7 @@ def get_config():
     config.data.streaming = True
     config.data.central_crop = 0.875  # 256 to 224 pixels
     config.data.random_resized_crop = True
+    config.data.crop_padding = 0
     config.data.flip = True
     config.data.brightness_jitter = 0.4
     config.data.contrast_jitter = 0.4

@@ -42,7 +42,7 @@ def test_every_file_is_a_valid_configuration(directory, name):
     config = load(directory / name)
     assert config != Config()
     assert load(directory / name, "--config.search.epochs=77", "--config.seed=3").search.epochs == 77
-    # Every field can be overridden, the only tuple too.
+    # Every field can be overridden, a tuple too.
     assert load(directory / name, "--config.export.formats=onnx").export.formats == ("onnx",)
     assert load(directory / name, "--config.export.formats=('onnx', 'tflite')").export.formats == ("onnx", "tflite")
 
@@ -125,6 +125,13 @@ def test_retraining_deploys_the_network_that_it_trains(directory, name, data, de
     assert budget.convention == "macs" and budget.image_channels == 3
     assert (config.data.name, config.data.crop_padding) == data and config.data.flip
     assert config.data.resolution in (0, budget.resolution)
+
+
+def test_imagenets_images_are_cut_and_coloured_as_the_references(directory):
+    data = load(directory / "imagenet_eval.py").data
+    assert data.streaming and data.random_resized_crop and data.central_crop == 0.875
+    assert (data.brightness_jitter, data.contrast_jitter, data.saturation_jitter, data.hue_jitter) == (0.4, 0.4, 0.4, 0.2)
+    assert (data.mean, data.std) == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def test_every_cell_of_the_zoo_can_be_retrained_on_cifar_and_some_on_imagenet(directory):

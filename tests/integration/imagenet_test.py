@@ -63,7 +63,7 @@ def test_the_recipe_trains_stops_resumes_and_is_evaluated(call, tree, tmp_path, 
     with monkeypatch.context() as patch:
         patch.setattr(train_module, "Loop", Interrupting)
         code, out, err = call(*arguments)
-    assert code == 143 and out.startswith("train 1/3 ") and "train --config" in err.splitlines()[-1]
+    assert code == 143 and out.startswith("train 1/3 ") and "the same command continues" in err.splitlines()[-1]
     code, out, err = call(*arguments)
     assert (code, err) == (0, "") and f"train: resuming at step {STEPS + 2}, epoch 2 of 3" in out
     check_run(run)
