@@ -11,18 +11,12 @@ initial dropout rates (log delta = -5), and how the KL is weighted (1/N, the ELB
 of the search has 24,750.
 """
 
-import ml_collections
-
-from sivdnas_tf.config import Config
+from configs import cifar10_eval
 
 
 def get_config():
-    """The paper's settings are the defaults; this names them where a reader looks for them."""
-    config = ml_collections.ConfigDict(Config().to_dict())
-    config.data.name = "cifar10"
-    config.data.holdout_fraction = 0.01
-    config.data.crop_padding = 4
-    config.data.flip = True
+    """The search, the retraining of cifar10_eval.py, and the mobile setting as the budget."""
+    config = cifar10_eval.get_config()
 
     config.search.channels = 16
     config.search.cells = 8
@@ -39,18 +33,11 @@ def get_config():
     config.search.architecture_weight_decay = 1e-3
     config.search.prior_gap_decay = 0.95
 
-    config.train.channels = 36
-    config.train.cells = 20
-    config.train.epochs = 600
-    config.train.batch_size = 96
-    config.train.learning_rate = 0.025
-    config.train.weight_decay = 3e-4
-    config.train.drop_path_rate = 0.3
-    config.train.cutout_length = 16
-    config.train.auxiliary_weight = 0.4
-    config.train.checkpoint_choice = "last"
-
     # The mobile setting: what the cells would cost at 224x224 with 48 channels and 14 cells.
     config.budget.network = "imagenet"
+    config.budget.channels = 48
+    config.budget.cells = 14
+    config.budget.classes = 1000
+    config.budget.resolution = 224
     config.budget.macs = 600e6
     return config
