@@ -75,7 +75,7 @@ def bare_loop(paths, size, antialias):
     return lambda epoch: dataset
 
 
-def pipeline(data_config, size, fits, jitter):
+def pipeline(data_config, size, cache_gb, jitter):
     """A function of the epoch to the training's batches."""
     import dataclasses
 
@@ -83,8 +83,8 @@ def pipeline(data_config, size, fits, jitter):
     from sivdnas_tf.data.datasets import batches
     from sivdnas_tf.data.streamed_datasets import load_streams
 
-    config = dataclasses.replace(data_config, **(JITTER if jitter else {}))
-    datasets = load_streams(config, seed=0, fits=lambda encoded_bytes: fits)
+    config = dataclasses.replace(data_config, cache_gb=cache_gb, **(JITTER if jitter else {}))
+    datasets = load_streams(config, seed=0)
     options = {"mean": datasets.mean, "std": datasets.std, "seed": 0, "augmentation": configured_augmentation(config, cutout_length=0)}
     return lambda epoch: batches(datasets.train, size.batch_size, epoch=epoch, **options)
 
@@ -107,9 +107,9 @@ def cases(root, size):
     files = DataConfig(name=f"folder:{images}", **common)
     records = DataConfig(name=make_records(data_dir, paths), data_dir=str(data_dir), **common)
     found = {BARE: bare_loop(paths, size, True), "bare_without_antialias": bare_loop(paths, size, False)}
-    for name, config, fits in (("files", files, False), ("files_in_memory", files, True), ("shards", records, False)):
-        found[name] = pipeline(config, size, fits, jitter=False)
-        found[f"{name}_with_colour_jitter"] = pipeline(config, size, fits, jitter=True)
+    for name, config, cache_gb in (("files", files, 0.0), ("files_in_memory", files, 8.0), ("shards", records, 0.0)):
+        found[name] = pipeline(config, size, cache_gb, jitter=False)
+        found[f"{name}_with_colour_jitter"] = pipeline(config, size, cache_gb, jitter=True)
     return found
 
 

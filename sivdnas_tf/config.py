@@ -42,6 +42,8 @@ class DataConfig:
       max_corrupt: number of images that may be unreadable: they are skipped, by name (file, and index of the record in it).
       streaming: whether images stay encoded, and are read, decoded and cut anew every epoch, for more of them than memory holds decoded;
         False decodes them once into memory. Of folders and TFDS datasets; a search reads its images in memory.
+      cache_gb: with `streaming`, encoded images of up to so many GiB in all stay in memory. TFDS records of more are read a file after the
+        other, 16 in turn, in every epoch, and are split by their place in the files: the setting, not the machine, decides the splits.
       central_crop: side of the central square that images are cut to before resizing, as a share of their shorter side (0.875 is usual for
         ImageNet); 0 resizes the whole image, whatever its shape. Also what `predict` then does to a file.
       random_resized_crop: whether a training image is a random crop of 8 to 100 % of its area, of an aspect ratio from 3/4 to 4/3, resized
@@ -63,6 +65,7 @@ class DataConfig:
     class_weights: str = _field("none", choices=("none", "balanced"))
     max_corrupt: int = _field(0, low=0)
     streaming: bool = False
+    cache_gb: float = _field(8.0, low=0.0)
     central_crop: float = _field(0.0, low=0.0, high=1.0)
     random_resized_crop: bool = False
     brightness_jitter: float = _field(0.0, low=0.0, high=1.0)
@@ -75,7 +78,7 @@ class DataConfig:
     def __post_init__(self):
         for name in ("mean", "std"):
             value = getattr(self, name)
-            if not all(isinstance(number, (int, float)) and math.isfinite(number) for number in value):
+            if not all(type(number) in (int, float) and math.isfinite(number) for number in value):
                 raise ConfigError(f"data.{name} must be a finite number for each channel, or () to measure it. Received: {value!r}")
         if len(self.mean) != len(self.std) or any(number <= 0 for number in self.std):
             raise ConfigError(

@@ -5,9 +5,9 @@ import json
 import pytest
 
 from export import latency
-from sivdnas_tf.config import Config
+from sivdnas_tf.config import Config, replace
 from sivdnas_tf.data.datasets import load_datasets
-from sivdnas_tf.errors import ConfigError
+from sivdnas_tf.errors import BudgetError, ConfigError
 from sivdnas_tf.run_dir import RunDir
 from sivdnas_tf.training import train
 from sivdnas_tf.zoo import registry
@@ -104,3 +104,6 @@ def test_a_training_in_python_needs_something_that_measures_until_it_has_begun(s
         train.run_train(*arguments)
     with pytest.raises(ConfigError, match="needs measure_latency"):
         train.run_train(*arguments, overwrite=True)
+    # A limit that is tightened while a training is under way is held, too.
+    with pytest.raises(BudgetError, match=r"Expected at most 0\.5 ms an image.* Received: 1 ms"):
+        train.run_train(replace(config, budget={"latency_ms": 0.5}), *arguments[1:], measure_latency=lambda genotype: 1.0)

@@ -142,7 +142,9 @@ def random_resized_crop(images, seeds):
     def boxes_of(draws):
         return np.array([crop_box(each, height, width) for each in draws], np.float32).reshape(-1, 4)
 
-    top, left, crop_height, crop_width = tf.unstack(tf.ensure_shape(tf.numpy_function(boxes_of, [draws], tf.float32), [None, 4]), axis=1)
+    top, left, crop_height, crop_width = tf.unstack(
+        tf.ensure_shape(tf.numpy_function(boxes_of, [draws], tf.float32, stateful=False), [None, 4]), axis=1
+    )
     rows = _interpolated(tf.cast(images, tf.float32), top, crop_height, height, axis=1)
     return tf.ensure_shape(_interpolated(rows, left, crop_width, width, axis=2), images.shape)
 

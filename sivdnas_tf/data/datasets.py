@@ -321,7 +321,9 @@ def batches(split, batch_size, *, mean, std, seed, epoch, skip_batches=0, max_ba
     """One epoch of training batches.
 
     The order is a permutation drawn from (seed, split name, epoch), an image's augmentation from (seed, epoch, image id). An epoch
-    that is resumed after k batches is therefore, bit for bit, the tail of the uninterrupted one, and skipping costs nothing.
+    that is resumed after k batches is therefore, bit for bit, the tail of the uninterrupted one, and skipping costs nothing. Of records
+    that are read file by file, the order is a shuffle among the next ones, which depends on TensorFlow's global seed too, and what is
+    skipped is read, but not decoded. An iterator over streamed images that is still decoding when Python ends may keep it from ending.
 
     Args:
       split: a `Split`, or a `StreamedSplit`, of which only what the batches hold is read and decoded.

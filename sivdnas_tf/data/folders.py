@@ -249,8 +249,17 @@ def _available_bytes():
         lines = []
     for line in lines:
         if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
+            return min(int(line.split()[1]) * 1024, _container_limit())
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _container_limit():
+    """What a container (control group) may have of the machine's memory, in bytes; infinite where nothing limits it."""
+    try:
+        limit = pathlib.Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+    except OSError:
+        return math.inf
+    return int(limit) if limit.isdigit() else math.inf
 
 
 def _decode(paths, data_config, say):

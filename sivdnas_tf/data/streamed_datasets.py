@@ -1,7 +1,7 @@
 """`StreamedDatasets`: image folders and TFDS datasets whose images stay encoded (`data.streaming`), for more of them than memory holds.
 
-Files, and records that fit in half of the memory that is left, are split as images in memory are: the same images in the same splits. Of
-records that do not fit, holdout (and test, where the dataset has none) are the first of every file.
+Files, and records of up to `data.cache_gb`, are split as images in memory are: the same images in the same splits. Of more records, holdout
+(and test, where the dataset has none) are the first of every file.
 """
 
 import dataclasses
@@ -17,6 +17,7 @@ from sivdnas_tf.data.streams import CorruptImages, Cut, EncodedFiles, EncodedRec
 from sivdnas_tf.errors import ConfigError, DataError
 
 _MEASURED_IMAGES = 4096  # that mean and std are measured on
+_GIB = 2**30
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,12 +59,11 @@ class StreamedDatasets:
         return self._statistics[1]
 
 
-def load_streams(data_config, seed, say=print, fits=folders.fits_in_memory):
-    """Lists the images of the source that a configuration names, and splits them; reads records that fit in memory, encoded.
+def load_streams(data_config, seed, say=print):
+    """Lists the images of the source that a configuration names, and splits them; reads records that stay in memory, encoded.
 
     Args:
       data_config, seed, say: as of `datasets.load_datasets`.
-      fits: function of a number of bytes, of all encoded images, to whether they may stay in memory.
 
     Returns:
       `StreamedDatasets`.
@@ -78,20 +78,33 @@ def load_streams(data_config, seed, say=print, fits=folders.fits_in_memory):
         raise ConfigError("data.resolution must be at least 1 for streamed images, which may have any size. Received: data.resolution=0")
     corrupt = CorruptImages(data_config.max_corrupt, say)
     if name.startswith(folders.PREFIX):
-        return _from_folder(data_config, seed, say, corrupt, fits)
+        return _from_folder(data_config, seed, say, corrupt)
     source = PreparedDataset(data_config)
     if source.channels not in (None, 1, 3):
         raise DataError(f"the images of {name!r} must have 1 or 3 channels to be streamed. Received: {source.channels} channels")
     test = next((split for split in ("test", "validation") if split in source.splits and source.labels_are_known(split)), None)
     used = [split for split in ("train", test) if split]
-    make = _from_records if fits(sum(map(source.bytes_of, used))) else _from_shards
-    return make(data_config, seed, source, test, corrupt)
+    encoded_bytes = sum(map(source.bytes_of, used))
+    if encoded_bytes > _cache_bytes(data_config):
+        return _from_shards(data_config, seed, source, test, corrupt)
+    if not folders.fits_in_memory(encoded_bytes):
+        raise DataError(
+            f"the records of {name!r} take {encoded_bytes:,} bytes, more than half of the memory that is left. Expected data.cache_gb of "
+            f"less than {encoded_bytes / _GIB:.3g}, so that they are read from their files. Received: {data_config.cache_gb}"
+        )
+    return _from_records(data_config, seed, source, test, corrupt)
 
 
-def _from_folder(data_config, seed, say, corrupt, fits):
+def _cache_bytes(data_config):
+    return data_config.cache_gb * _GIB
+
+
+def _from_folder(data_config, seed, say, corrupt):
     train, test = folders.find_files(data_config, say)
     paths = train.paths + test.paths
-    images = EncodedFiles(paths, keep=fits(sum(map(_size, paths))))
+    encoded_bytes = sum(map(_size, paths))
+    # Files give the same splits and batches wherever they are read from.
+    images = EncodedFiles(paths, keep=encoded_bytes <= _cache_bytes(data_config) and folders.fits_in_memory(encoded_bytes))
     labels = np.array(train.labels, np.int32), np.array(test.labels, np.int32)
     return _indexed(data_config, seed, Cut(data_config.resolution, 3, data_config.central_crop), corrupt, images, labels, train.class_names)
 
@@ -146,7 +159,9 @@ def _indexed(data_config, seed, cut, corrupt, images, labels, class_names):
 def _from_shards(data_config, seed, source, test, corrupt):
     name, cut = data_config.name, _cut_of(data_config, source)
     if source.class_names is None:
-        raise DataError(f"the labels of {name!r} must have names: its records do not fit in memory. Received: integers without names")
+        raise DataError(
+            f"the labels of {name!r} must have names: its records are more than data.cache_gb. Received: integers without names"
+        )
     lengths = np.array(source.splits["train"].shard_lengths)
     fractions = {} if test else {"test": data_config.test_fraction}
     fractions["holdout"] = data_config.holdout_fraction

@@ -167,7 +167,10 @@ class StreamedSplit:
         return np.concatenate([np.empty((0, *self._cut.shape), np.uint8), *found])
 
     def statistics(self, count, seed):
-        """Mean and standard deviation of each channel, [C] float32, over up to `count` images drawn with a seed, unaugmented."""
+        """Mean and standard deviation of each channel, [C] float32, over up to `count` images, unaugmented.
+
+        They are drawn with the seed, or, of records that are read file by file, are the first of the files in turn.
+        """
         chunks = self._readable(self._sample(count, seed)).batch(_CHUNK).as_numpy_iterator()
         with self.named_errors():
             return channel_statistics(pixels for pixels, _ in chunks)
@@ -314,7 +317,7 @@ class ShardedSplit(StreamedSplit):
         """Known when all records have been read, and not before: a `ConfigError`."""
         raise ConfigError(
             f"data.class_weights=balanced needs the labels of all images, which are not known before they are read, and the records of "
-            f"{self._source.name!r} do not fit in memory. Expected data.class_weights=none. Received: balanced"
+            f"{self._source.name!r} are more than data.cache_gb. Expected data.class_weights=none. Received: balanced"
         )
 
     def _elements(self, order_seed, first, end):
@@ -344,7 +347,8 @@ class ShardedSplit(StreamedSplit):
         return self._elements(None, 0, len(self)).enumerate().filter(is_chosen).map(element_of).take(len(positions))
 
     def _sample(self, count, seed):
-        return self._elements((seed,), 0, count)
+        del seed  # the first records of every file in turn: TFDS shuffles as it writes, and `shuffle` depends on the global seed too
+        return self._elements(None, 0, count)
 
     def _image_id(self, content, label, record_id):
         del content, label

@@ -182,6 +182,11 @@ def auxiliary_head_params(genotype, *, network, channels, cells, classes, resolu
     return in_channels * narrow + narrow * wide * 2 * 2 + batch_norms + (wide + 1) * classes
 
 
+def deployed_plan(genotype, budget):
+    """The `NetworkPlan` of the network that a `config.BudgetConfig` describes, with the genotype's cells."""
+    return _plan(genotype, **_deployed_network(budget))
+
+
 def deployed_cost(genotype, budget):
     """`network_cost` of the network that a `config.BudgetConfig` describes."""
     return network_cost(genotype, **_deployed_network(budget))

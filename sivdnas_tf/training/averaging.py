@@ -41,5 +41,5 @@ class MovingAverage:
 
     def _move(self, average, variable, updates):
         step = tf.cast(updates, tf.float32)
-        decay = tf.minimum(self._decay, (1.0 + step) / (10.0 + step))
-        return average.assign_sub((1.0 - decay) * (average - variable))
+        share = tf.maximum(1.0 - self._decay, 9.0 / (10.0 + step))  # 1 - d; float32 would lose the digits of a decay near 1
+        return average.assign_sub(share * (average - variable))

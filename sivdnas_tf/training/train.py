@@ -92,7 +92,7 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print, m
     configured_augmentation(config.data, config.train.cutout_length).check(datasets.image_shape)
     balanced = config.data.class_weights != "none"
     weights = objective.class_weights(config.data.class_weights, datasets.train.labels if balanced else None, plan.classes)
-    if config.budget.latency_ms and is_chief(strategy) and (overwrite or not run_dir.file("stages/train.json").exists()):
+    if config.budget.latency_ms and is_chief(strategy) and (overwrite or not _began_within(config.budget, run_dir)):
         _check_latency(config.budget, genotype, run_dir, measure_latency)
     state, chief = begin_stage(run_dir, strategy, "train", train_settings(config, genotype), overwrite), is_chief(strategy)
     if chief:
@@ -119,6 +119,11 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print, m
     else:
         trainer.copy_to(deployed)
     _save_weights(deployed, run_dir.file(WEIGHTS))
+
+
+def _began_within(budget, run_dir):
+    """Whether a training has begun, and under the same budget."""
+    return run_dir.file("stages/train.json").exists() and read_json(run_dir.file("config.json")).get("budget") == dataclasses.asdict(budget)
 
 
 def _check_latency(budget, genotype, run_dir, measure_latency):

@@ -34,7 +34,8 @@ def fixture_prepare(make_records, tmp_path):
 
 
 def load(config, fits, say=silent):
-    return load_streams(config, 0, say, fits=lambda encoded_bytes: fits)
+    """Streams of records that stay in memory, or are read file by file."""
+    return load_streams(config if fits else dataclasses.replace(config, cache_gb=0.0), 0, say)
 
 
 def measured(datasets, part):
@@ -169,7 +170,7 @@ def test_labels_without_names_are_numbers_where_all_are_read(prepare, encoded_im
 
     config = prepare({"train": encoded_images(60)}, label=tfds.features.Scalar(np.int64))
     assert load(config, fits=True).class_names == ("0", "1", "2")
-    with pytest.raises(DataError, match=r"^the labels of 'encoded' must have names: its records do not fit in memory. Received: "):
+    with pytest.raises(DataError, match=r"^the labels of 'encoded' must have names: its records are more than data.cache_gb. Received: "):
         load(config, fits=False)
 
 
@@ -182,13 +183,17 @@ def test_labels_that_are_not_read_cannot_be_balanced(prepare, encoded_images):
 # What is streamed at all.
 
 
-def test_memory_decides_whether_records_are_kept(prepare, encoded_images, monkeypatch):
+def test_the_configuration_decides_whether_records_are_kept_and_memory_only_whether_they_can_be(prepare, encoded_images, monkeypatch):
     config = prepare({"train": encoded_images(60)})
     size = PreparedDataset(config).bytes_of("train")
     assert sum(len(content) for content, _ in encoded_images(60)) < size < 60 * 2000
-    for available, kind in ((2 * size, IndexedSplit), (2 * size - 2, ShardedSplit)):
-        monkeypatch.setattr(folders, "_available_bytes", lambda available=available: available)
-        assert isinstance(load_datasets(config, 0).train, kind)
+    for kept, kind in ((size, IndexedSplit), (size - 1, ShardedSplit)):
+        assert isinstance(load_datasets(dataclasses.replace(config, cache_gb=kept / 2**30), 0).train, kind)
+    # Another machine must not get other splits: where there is no room the run is refused.
+    monkeypatch.setattr(folders, "_available_bytes", lambda: 2 * size - 2)
+    with pytest.raises(DataError, match=r"more than half of the memory that is left. Expected data.cache_gb of less than .* Received: 8.0"):
+        load_datasets(config, 0)
+    assert isinstance(load(config, fits=False).train, ShardedSplit)
 
 
 def test_what_cannot_be_streamed(prepare, encoded_images):

@@ -38,9 +38,9 @@ def fixture_open_source(make_folder, make_records, encoded_images, tmp_path):
             else:
                 made[False] = make_records(tmp_path / "tfds", {"train": encoded_images(75)})
         data_dir = "" if in_folder else str(tmp_path / "tfds")
+        fields = {"cache_gb": 1.0 if source in ("files in memory", "records") else 0.0, **fields}
         config = DataConfig(**{"name": made[in_folder], "data_dir": data_dir, "resolution": 6, "streaming": True, **fields})
-        fits = source in ("files in memory", "records")
-        return load_streams(config, seed, say, fits=lambda encoded_bytes: fits and encoded_bytes > 1000), config
+        return load_streams(config, seed, say), config
 
     return open_source
 
@@ -122,6 +122,23 @@ def test_every_image_belongs_to_one_split_and_comes_once_an_epoch(open_source, s
     assert len(received) == len(train) and set(received) == train
 
 
+def test_an_epoch_of_records_is_shuffled_among_the_next_ones_and_holds_each_once(open_source, monkeypatch):
+    datasets, _ = open_source("shards")
+    options = options_of(datasets, epoch=1, drop_remainder=False)
+
+    def epoch():
+        return [image.tobytes() for images, _ in batches_of(datasets.train, 8, **options) for image in images]
+
+    whole = epoch()
+    mean_bytes = datasets.train._source.bytes_of("train") // 75
+    monkeypatch.setattr(streams, "_SHUFFLE_BYTES", 10 * mean_bytes)
+    monkeypatch.setattr(streams, "_SHARDS_AT_ONCE", 2)
+    part = epoch()
+    assert sorted(part) == sorted(whole) and part != whole
+    tail = [image.tobytes() for images, _ in batches_of(datasets.train, 8, skip_batches=3, **options) for image in images]
+    assert tail == part[24:]
+
+
 @pytest.mark.parametrize("source", SOURCES)
 def test_skipped_images_are_not_decoded(open_source, source, monkeypatch):
     datasets, _ = open_source(source)
@@ -194,11 +211,14 @@ def test_given_statistics_are_taken_and_others_measured_on_a_seeded_sample(open_
 
 
 @pytest.mark.parametrize("source", ["files", "shards"])
-def test_a_sample_is_of_training_images_and_drawn_by_the_seed(open_source, source):
+def test_a_sample_is_of_training_images_and_the_same_in_every_process(open_source, source):
     datasets, _ = open_source(source)
-    sampled = [datasets.train.statistics(10, seed)[0] for seed in (1, 1, 2)]
+    sampled = []
+    for seed, global_seed in ((1, 0), (1, 5), (2, 5)):
+        tf.random.set_seed(global_seed)  # what a stage sets after one worker has measured, and before another does
+        sampled.append(datasets.train.statistics(10, seed)[0])
     np.testing.assert_array_equal(sampled[0], sampled[1])
-    assert not np.array_equal(sampled[0], sampled[2])
+    assert np.array_equal(sampled[0], sampled[2]) == (source == "shards")  # of files in turn, the first records
     pixels = spread_images(datasets.train, len(datasets.train)) / 255
     np.testing.assert_allclose(datasets.train.statistics(10_000, 0)[0], pixels.mean(axis=(0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(datasets.train.statistics(10_000, 0)[1], pixels.std(axis=(0, 1, 2)), rtol=1e-5)
