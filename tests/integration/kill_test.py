@@ -113,10 +113,20 @@ def test_a_search_that_is_killed_again_and_again_ends_bit_for_bit_as_one_that_is
     assert records(killed, "search") == records(whole, "search")
 
 
+STREAMED = {"resolution": 8, "streaming": True, "random_resized_crop": True, "brightness_jitter": 0.4, "hue_jitter": 0.2}
+
+
 @pytest.mark.slow
-def test_a_training_that_is_killed_again_and_again_ends_bit_for_bit_as_one_that_is_not(tiny_config, tmp_path, request):
+@pytest.mark.parametrize("streamed", [False, True], ids=["in memory", "streamed"])
+def test_a_training_that_is_killed_again_and_again_ends_bit_for_bit_as_one_that_is_not(
+    streamed, tiny_config, make_folder, tmp_path, request
+):
     arguments = ["train", f"--config={tiny_config}", "--genotype=FairDARTS_b", "--config.budget.macs=1e9"]
     arguments += ["--config.train.ema_decay=0.9"]  # what is kept then is the average, which is part of the state
+    if streamed:
+        folder = make_folder(tmp_path / "images", {"cat": 40, "dog": 40, "кошка": 40})
+        fields = {**STREAMED, "name": f"folder:{folder}"}
+        arguments += [f"--config.data.{name}={value}" for name, value in fields.items()] + ["--config.train.batch_size=16"]
     runs = Runs(request.config.rootpath, 1, arguments)
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     points, _ = runs.run(whole)
