@@ -408,7 +408,10 @@ class FactorizedReduce(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class Zero(keras.layers.Layer):
-    """The operation `none`: zeros of the shape that an operation of this stride would give."""
+    """The operation `none`: zeros of the shape that an operation of this stride would give.
+
+    The input times 0, as the reference has it: what `none` reads is then in the graph, as `profiling.costs` counts it.
+    """
 
     def __init__(self, stride=1, **kwargs):
         super().__init__(**kwargs)
@@ -416,7 +419,7 @@ class Zero(keras.layers.Layer):
 
     def call(self, inputs):
         """Maps `[batch, n, n, channels]` to zeros `[batch, ceil(n / stride), …, channels]`."""
-        return keras.ops.zeros_like(inputs[:, :: self.stride, :: self.stride, :])
+        return 0.0 * inputs[:, :: self.stride, :: self.stride, :]
 
     def compute_output_shape(self, input_shape):
         """Height and width divided by the stride, rounded up."""
