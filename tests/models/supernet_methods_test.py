@@ -1,5 +1,7 @@
 """What a search method makes of the supernet: its variables, draws, samples and KL divergence (METHOD.md section 5)."""
 
+import re
+
 import keras
 import numpy as np
 import pytest
@@ -216,3 +218,16 @@ def test_the_architecture_gradient_of_darts_first_is_that_by_hand():
     assert float(logs["architecture_loss"]) == pytest.approx(-np.log(probabilities[np.arange(6), labels]).mean(), rel=1e-5)
     assert float(logs["kl"]) == 0
     np.testing.assert_array_equal(network.operation_dropout["reduction"].weight, 0.0)  # it is not in this network
+
+
+def test_the_method_of_the_documentation_does_what_its_test_says(request):
+    text = (request.config.rootpath / "docs" / "add_a_method.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    names = {}
+    for block in blocks:
+        exec(compile(block, "add_a_method.md", "exec"), names)
+    names["test_noisy_darts"](TINY, PLAN)
+    with pytest.raises(AssertionError):  # the test can fail
+        names["NOISY_DARTS"] = METHODS["v_vdnas"]
+        names["test_noisy_darts"](TINY, PLAN)
