@@ -63,7 +63,7 @@ _DEFINITIONS = {
     "workdir": (flags.DEFINE_string, None, "directory of the run"),
     "overwrite": (flags.DEFINE_bool, False, "redo the stage, removing what it made before"),
     "dry_run": (flags.DEFINE_bool, False, "say what the run would cost, and stop"),
-    "rule": (flags.DEFINE_string, None, "budget, mode, sample, redraw or darts; the configuration's without it"),
+    "rule": (flags.DEFINE_string, None, "budget, mode, sample, redraw, best_of or darts; the configuration's without it"),
     "seed": (flags.DEFINE_integer, None, "seed of what the rule draws; the configuration's without it"),
     "budget_macs": (flags.DEFINE_float, None, "largest number of multiply-adds; the configuration's without it (profile: 600e6)"),
     "genotype": (flags.DEFINE_string, None, "name in the zoo, or file; profile takes several, separated by commas"),

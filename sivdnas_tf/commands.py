@@ -77,6 +77,8 @@ def derive_genotype(run_dir, rule=None, seed=None, budget_macs=None, overwrite=F
         seed=config.derive.seed,
         budget=config.budget,
         measure_latency=_latency_measure(config.budget),
+        samples=config.derive.samples,
+        score=_genotype_score(config, run_dir, say),
     )
     if run_dir.begin("derive", settings, overwrite).done:
         say(f"derive: done already ({run_dir.file('genotype.json')})")
@@ -100,6 +102,19 @@ def _latency_measure(budget):
     return measure
 
 
+def _genotype_score(config, run_dir, say):
+    """A function of a genotype to its accuracy in the run's supernet; it imports TensorFlow, and reads the images, when first called."""
+
+    @functools.cache
+    def scorer():
+        import_tensorflow()
+        from sivdnas_tf.training.score import supernet_score
+
+        return supernet_score(config, _datasets(config, say), run_dir)
+
+    return lambda genotype: scorer()(genotype)
+
+
 def _derivation_lines(derivation, budget):
     details = derivation.details
     for cell_type, cell in details["cells"].items():
@@ -115,6 +130,12 @@ def _derivation_lines(derivation, budget):
         f"derive: {costs.cost_in(cost, budget.convention):,} of {budget.macs:,.15g} {budget.convention}, {cost.params:,} params deployed "
         f"({budget.network}, {budget.channels} channels, {budget.cells} cells, {budget.resolution}x{budget.resolution})"
     )
+    scores = [entry["score"] for entry in details.get("candidates", ()) if entry["score"] is not None]
+    if scores:
+        yield (
+            f"derive: best of {len(scores)} within the budget, of {len(details['candidates'])}: accuracy {max(scores):.4f} in the "
+            "supernet on the architecture half"
+        )
     if details["latency"]:
         milliseconds = details["latency"]["ms"]
         yield f"derive: {milliseconds:,.15g} of {budget.latency_ms:,.15g} ms an image in {budget.latency_runtime} on this machine"

@@ -18,7 +18,7 @@ STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 LEARNING_RATE_SCHEDULES = ("cosine", "linear")
 # How a posterior becomes a genotype: `derive.derive`.
-DERIVATION_RULES = ("budget", "mode", "sample", "redraw", "darts")
+DERIVATION_RULES = ("budget", "mode", "sample", "redraw", "best_of", "darts")
 # In which a latency can be measured: see export/latency.py.
 LATENCY_RUNTIMES = ("keras", "tflite_1", "tflite_all", "onnxruntime")
 
@@ -166,13 +166,15 @@ class DeriveConfig:
     """How a posterior becomes a genotype (METHOD.md section 4).
 
     Attributes:
-      rule: "budget", "mode", "sample", "redraw" or "darts"; the default, "budget", is the search method's own rule, which for si_vdnas and
-        h_vdnas is "budget". `derive --rule` takes any that fits the method, and means it.
-      seed: of the draws of "sample" and "redraw".
+      rule: "budget", "mode", "sample", "redraw", "best_of" or "darts"; the default, "budget", is the search method's own rule, which for
+        si_vdnas and h_vdnas is "budget". `derive --rule` takes any that fits the method, and means it.
+      seed: of the draws of "sample", "redraw" and "best_of".
+      samples: number of draws of "best_of".
     """
 
     rule: str = _field("budget", choices=DERIVATION_RULES)
     seed: int = _field(0, low=0, high=2**31 - 1)
+    samples: int = _field(16, low=1, high=10_000)
 
 
 @dataclasses.dataclass(frozen=True)

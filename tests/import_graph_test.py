@@ -54,7 +54,7 @@ LAYERS = {
     ),
     3: ("layers.mixed_operation", "models.cells", "training.loop"),
     4: ("models.supernet", "models.evaluation_network", "training.evaluate"),
-    5: ("training.predict", "training.search", "training.train"),
+    5: ("training.predict", "training.score", "training.search", "training.train"),
     6: (
         "report.costs_picture",
         "report.curves",

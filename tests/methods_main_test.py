@@ -115,3 +115,34 @@ def test_a_contradicting_setting_is_refused_before_anything_is_made(refusal, tin
     assert "Did you mean 'darts_first'?" in refusal(
         "search", f"--config={tiny_config}", f"--workdir={workdir}", "--config.search.method=dartsfirst"
     )
+
+
+def test_best_of_scores_draws_in_the_supernet_of_the_search(search, call, refusal, small_space, monkeypatch):
+    from sivdnas_tf.training import score
+
+    built = []
+    build = score.build_supernet
+    monkeypatch.setattr(score, "build_supernet", lambda *arguments: built.append(build(*arguments)) or built[-1])
+    run, _ = search("si_vdnas", "--config.derive.samples=4")
+    derived = []
+    for _ in range(2):
+        code, out, err = call("derive", f"--workdir={run}", "--rule=best_of", "--budget_macs=1e9", "--overwrite")
+        assert (code, err) == (0, "") and "of 5: accuracy" in out
+        derived.append((RunDir(run).read_genotype(), read_json(run / "derive.json")))
+    assert derived[0] == derived[1]
+    genotype, details = derived[0]
+    scores = [entry["score"] for entry in details["candidates"]]
+    assert len(scores) == 5 and all(0 <= value <= 1 for value in scores) and scores[0] <= max(scores)
+    # The supernet that scored is the one that was searched.
+    posterior, scored = RunDir(run).read_posterior(), built[0].posterior(2)
+    for name, value in posterior.to_arrays().items():
+        np.testing.assert_array_equal(scored.to_arrays()[name], value)
+    draw = score.genotype_draw(genotype, SMALL)
+    for cell_type in CELL_TYPES:
+        entries = {(edge.predecessor, edge.node, edge.operation) for edge in genotype.cell(cell_type).edges}
+        gates = np.argwhere(draw[cell_type].operations.gate)
+        assert {(*SMALL.edges[edge], SMALL.primitives[primitive]) for edge, primitive in gates.tolist()} == entries
+    for path in (run / "search" / "checkpoints").iterdir():
+        path.unlink()
+    message = refusal("derive", f"--workdir={run}", "--rule=best_of", "--budget_macs=1e9", "--overwrite")
+    assert "Expected a checkpoint of the search. Received: none in" in message

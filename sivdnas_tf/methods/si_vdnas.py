@@ -7,5 +7,5 @@ SI_VDNAS = Method(
     operations="semi_implicit",
     edges="semi_implicit",
     annealed=True,
-    rules=("budget", "mode", "sample", "redraw", "darts"),
+    rules=("budget", "mode", "sample", "redraw", "best_of", "darts"),
 )
