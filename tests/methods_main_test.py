@@ -75,6 +75,8 @@ def test_darts_from_search_to_genotype_and_report(search, call, refusal, small_s
     for cell_type in CELL_TYPES:
         weights = posterior.cell(cell_type).operation_weights
         softmax = np.exp(weights) / np.exp(weights).sum(axis=1, keepdims=True)
+        history = RunDir(run).read_npz("search/posterior_history.npz")[f"{cell_type}_operation_weight"]
+        np.testing.assert_allclose(history, [np.full(weights.shape, 1 / 3), softmax], rtol=1e-6)
         strongest = np.sort(np.argsort(-softmax[2:].max(axis=1), kind="stable")[:2]) + 2
         edges = [0, 1, *strongest]
         assert kept(run, cell_type) == [(*SMALL.edges[edge], SMALL.primitives[int(np.argmax(weights[edge]))]) for edge in edges]
@@ -84,7 +86,7 @@ def test_darts_from_search_to_genotype_and_report(search, call, refusal, small_s
         assert "done already" in call("derive", f"--workdir={run}", "--budget_macs=1e9", *flags)[1]
     assert call("report", f"--workdir={run}")[0] == 0
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert "method darts_second" in page and "outranked" in page
+    assert "method darts_second" in page and "outranked" in page and "The method has no keep probabilities" in page
 
 
 def test_random_search_trains_nothing_and_fits_the_budget(search, call, refusal, small_space):

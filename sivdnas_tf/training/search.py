@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from sivdnas_tf.config import check_searchable
+from sivdnas_tf.darts_rule import ranking
 from sivdnas_tf.data.augment import configured_augmentation
 from sivdnas_tf.data.datasets import as_datasets, bilevel_batches, steps_per_epoch, with_name_of
 from sivdnas_tf.errors import ConfigError, DataError
@@ -239,7 +240,10 @@ def _summary(record):
 
 
 class _History:
-    """search/posterior_history.npz: keep probabilities after each epoch, rewritten every epoch; resumes with the epochs before its own."""
+    """search/posterior_history.npz: keep probabilities after each epoch, rewritten every epoch; resumes with the epochs before its own.
+
+    A method that ranks by weight has `{cell type}_operation_weight` [T, E, P] as well, the softmax over an edge's operations.
+    """
 
     def __init__(self, run_dir, supernet, fixed_cost, cost_terms):
         self._run_dir, self._supernet = run_dir, supernet
@@ -254,6 +258,8 @@ class _History:
             cell = posterior.cell(cell_type)
             operations, edges = cell.operation_keep_probability, cell.edge_keep_probability
             new[f"{cell_type}_operation_keep_probability"], new[f"{cell_type}_edge_keep_probability"] = operations, edges
+            if self._supernet.method.ranked_by == "weight":
+                new[f"{cell_type}_operation_weight"] = ranking(posterior, cell_type)
             kept = operations * edges[:, np.newaxis]
             expected += float(kept.sum())
             cost += float((kept * self._cost_terms[cell_type]).sum())
