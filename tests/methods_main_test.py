@@ -45,11 +45,11 @@ def kept(run, cell_type):
 
 
 def test_h_vdnas_from_search_to_genotype(search, call, refusal, small_space):
-    run, _ = search("h_vdnas")
+    run, _ = search("h_vdnas", "--config.search.warmup_epochs=0")  # annealing, if there were any, would begin after the first epoch
     records, posterior = check_search(run, "h_vdnas")
     sizes = [posterior.cell(cell_type).log_operation_dropout_rate.size + 5 for cell_type in CELL_TYPES]
-    # A step after the first of the architecture, whose rates began at -5; all gates are 1, so all parameters count.
-    assert sum(sizes) * 0.5 * np.log1p(np.exp(5.0)) * 0.9 < records[1]["kl"] < sum(sizes) * 0.5 * np.log1p(np.exp(5.0))
+    # After a few steps of the architecture, whose rates began at -5; all gates are 1, so all parameters count.
+    assert sum(sizes) * 0.5 * np.log1p(np.exp(5.0)) * 0.8 < records[1]["kl"] < sum(sizes) * 0.5 * np.log1p(np.exp(5.0))
     assert all(np.all(posterior.cell(cell_type).log_edge_dropout_rate != -5.0) for cell_type in CELL_TYPES)
     message = refusal("derive", f"--workdir={run}", "--rule=sample")
     assert "rule sample does not fit what the method h_vdnas leaves. Expected budget or mode or darts." in message
