@@ -2,25 +2,20 @@
 
     python benchmarks/random_cells.py --config=configs/cifar10_small.py --output=DIR
 
-Every edge is kept with probability 1/2 and every operation with 1/5, independently (`derive`'s rule "sample"); what costs more than the
-configuration's budget, or less than --share of it, is drawn again.
+Draws of the search method "random" (sivdnas_tf/random_search.py); what costs more than the configuration's budget, or less than --share
+of it, is drawn again.
 """
 
 import argparse
 import importlib.util
 import json
-import math
 import pathlib
-
-import numpy as np
 
 from sivdnas_tf.config import Config
 from sivdnas_tf.derive import derive
 from sivdnas_tf.errors import BudgetError
-from sivdnas_tf.posterior import CellPosterior, Posterior
+from sivdnas_tf.random_search import uniform_posterior
 from sivdnas_tf.search_space import get_search_space
-
-EDGE_PROBABILITY, OPERATION_PROBABILITY = 0.5, 0.2
 
 
 def arguments():
@@ -39,21 +34,6 @@ def read_config(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return Config.from_dict(module.get_config().to_dict())
-
-
-def uniform_posterior(space):
-    """A posterior that knows nothing: the same keep probabilities everywhere."""
-    edges, primitives = len(space.edges), len(space.primitives)
-
-    def cell():
-        return CellPosterior(
-            operation_weights=np.ones((edges, primitives), np.float32),
-            log_operation_dropout_rate=np.full((edges, primitives), math.log(1 / OPERATION_PROBABILITY - 1), np.float32),
-            edge_weights=np.ones(edges, np.float32),
-            log_edge_dropout_rate=np.full(edges, math.log(1 / EDGE_PROBABILITY - 1), np.float32),
-        )
-
-    return Posterior(space.name, 0, cell(), cell())
 
 
 def main():

@@ -6,12 +6,14 @@ TensorFlow is imported inside the functions that need it: `profile`, `derive` an
 import functools
 import os
 
-from sivdnas_tf.config import Config, check_searchable, cluster_workers, replace
+from sivdnas_tf.config import Config, DeriveConfig, check_searchable, cluster_workers, replace
 from sivdnas_tf.data.description import read_description
 from sivdnas_tf.derive import derive, full_genotype
 from sivdnas_tf.errors import ConfigError, RunDirError
+from sivdnas_tf.methods.registry import get_method
 from sivdnas_tf.profiling import costs
 from sivdnas_tf.quiet import import_tensorflow, quiet
+from sivdnas_tf.random_search import write_random_search
 from sivdnas_tf.run_dir import read_json, write_json
 from sivdnas_tf.zoo import registry
 
@@ -39,6 +41,10 @@ def run(config, run_dir, overwrite=False, say=print):
 
 def search(config, run_dir, overwrite=False, say=print):
     """Searches (images to search/posterior.npz)."""
+    if not get_method(config.search.method).trains_supernet:
+        _check_config(config, run_dir, "search", overwrite)
+        write_random_search(config, run_dir, overwrite, say)
+        return
     check_searchable(config)
     _check_config(config, run_dir, "search", overwrite)
     say = _start(config, say)
@@ -48,10 +54,16 @@ def search(config, run_dir, overwrite=False, say=print):
 
 
 def derive_genotype(run_dir, rule=None, seed=None, budget_macs=None, overwrite=False, say=print):
-    """Derives genotype.json and derive.json from the posterior; None takes the configuration's value."""
+    """Derives genotype.json and derive.json from the posterior; None takes the configuration's value.
+
+    The configuration's default rule, "budget", is the rule of the search's method; a `rule` that is given is meant as it is.
+    """
     run_dir.require("search")
     config = read_config(run_dir)
-    changed = {key: value for key, value in (("rule", rule), ("seed", seed)) if value is not None}
+    method = get_method(config.search.method)
+    own_rule = rule is None and config.derive.rule == DeriveConfig.rule
+    changed = {"rule": method.rule if own_rule else rule, "seed": seed}
+    changed = {key: value for key, value in changed.items() if value is not None}
     config = replace(config, derive=changed, budget={} if budget_macs is None else {"macs": budget_macs})
     values = config.to_dict()
     settings = {"derive": values["derive"], "budget": values["budget"], "posterior_sha256": run_dir.sha256("search/posterior.npz")}
@@ -61,10 +73,12 @@ def derive_genotype(run_dir, rule=None, seed=None, budget_macs=None, overwrite=F
     # Derived before anything is written or removed: a posterior that is over budget leaves the directory as it was.
     derivation = derive(
         run_dir.read_posterior(),
-        rule=config.derive.rule,
+        rule=None if own_rule else config.derive.rule,
         seed=config.derive.seed,
         budget=config.budget,
         measure_latency=_latency_measure(config.budget),
+        samples=config.derive.samples,
+        score=_genotype_score(config, run_dir, say),
     )
     if run_dir.begin("derive", settings, overwrite).done:
         say(f"derive: done already ({run_dir.file('genotype.json')})")
@@ -88,6 +102,19 @@ def _latency_measure(budget):
     return measure
 
 
+def _genotype_score(config, run_dir, say):
+    """A function of a genotype to its accuracy in the run's supernet; it imports TensorFlow, and reads the images, when first called."""
+
+    @functools.cache
+    def scorer():
+        import_tensorflow()
+        from sivdnas_tf.training.score import supernet_score
+
+        return supernet_score(config, _datasets(config, say), run_dir)
+
+    return lambda genotype: scorer()(genotype)
+
+
 def _derivation_lines(derivation, budget):
     details = derivation.details
     for cell_type, cell in details["cells"].items():
@@ -103,6 +130,12 @@ def _derivation_lines(derivation, budget):
         f"derive: {costs.cost_in(cost, budget.convention):,} of {budget.macs:,.15g} {budget.convention}, {cost.params:,} params deployed "
         f"({budget.network}, {budget.channels} channels, {budget.cells} cells, {budget.resolution}x{budget.resolution})"
     )
+    scores = [entry["score"] for entry in details.get("candidates", ()) if entry["score"] is not None]
+    if scores:
+        yield (
+            f"derive: best of {len(scores)} within the budget, of {len(details['candidates'])}: accuracy {max(scores):.4f} in the "
+            "supernet on the architecture half"
+        )
     if details["latency"]:
         milliseconds = details["latency"]["ms"]
         yield f"derive: {milliseconds:,.15g} of {budget.latency_ms:,.15g} ms an image in {budget.latency_runtime} on this machine"
@@ -210,22 +243,30 @@ def dry_run(config, say=print):
     check_searchable(config)
     import_tensorflow()
     from sivdnas_tf.data.datasets import steps_per_epoch
-    from sivdnas_tf.training.search import build_supernet, search_datasets, search_steps
 
     datasets = _datasets(config, say)
     splits = (datasets.weights, datasets.architecture, datasets.holdout, datasets.test)
     say(f"data: {datasets.name}, {'x'.join(map(str, datasets.image_shape))}, {len(datasets.class_names)} classes")
     say("splits: " + ", ".join(f"{split.name} {len(split)}" for split in splits))
+    say(_search_line(config, datasets))
+    steps = steps_per_epoch(datasets.train, config.train.batch_size)
+    say(f"train: {config.train.epochs} epochs of {steps} steps of {config.train.batch_size} images")
+    dense = costs.cost_in(costs.deployed_cost(full_genotype(config.search.search_space), config.budget), config.budget.convention)
+    say(f"deployed network: {dense:,} {config.budget.convention} with every operation kept; budget {config.budget.macs:,.15g}")
+
+
+def _search_line(config, datasets):
+    """What the search would take, for `dry_run`."""
+    if not get_method(config.search.method).trains_supernet:
+        return f"search: method {config.search.method} trains no supernet"
+    from sivdnas_tf.training.search import build_supernet, search_datasets, search_steps
+
     searched = search_datasets(config, datasets)
     steps = search_steps(config, searched)
     supernet = build_supernet(config, searched.image_shape, len(searched.class_names), steps)
     shape = "x".join(map(str, searched.image_shape))
     size = f"{config.search.epochs} epochs of {steps} steps of 2 x {config.search.batch_size} images of {shape}"
-    say(f"search: {size}, {supernet.count_params():,} params")
-    steps = steps_per_epoch(datasets.train, config.train.batch_size)
-    say(f"train: {config.train.epochs} epochs of {steps} steps of {config.train.batch_size} images")
-    dense = costs.cost_in(costs.deployed_cost(full_genotype(config.search.search_space), config.budget), config.budget.convention)
-    say(f"deployed network: {dense:,} {config.budget.convention} with every operation kept; budget {config.budget.macs:,.15g}")
+    return f"search: {size}, {supernet.count_params():,} params"
 
 
 def read_config(run_dir):

@@ -11,11 +11,14 @@ import os
 import sys
 
 from sivdnas_tf.errors import ConfigError, nearest
+from sivdnas_tf.methods.registry import METHODS, get_method
 from sivdnas_tf.search_space import NETWORKS, SEARCH_SPACES
 
 STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 LEARNING_RATE_SCHEDULES = ("cosine", "linear")
+# How a posterior becomes a genotype: `derive.derive`.
+DERIVATION_RULES = ("budget", "mode", "sample", "redraw", "best_of", "darts")
 # In which a latency can be measured: see export/latency.py.
 LATENCY_RUNTIMES = ("keras", "tflite_1", "tflite_all", "onnxruntime")
 
@@ -99,7 +102,11 @@ class SearchConfig:
       steps_per_epoch: steps of an epoch, at most what the half has; each epoch then sees another random part of it. 0 sees all of it.
       warmup_epochs: first epochs, in which only weights are updated.
       batch_size: images a step, all replicas together, of each half.
-      mixing: how w and phi become mixing weights: "identity", "average", "sigmoid" or "softmax", see `SemiImplicitDropout`.
+      method: "si_vdnas" (the paper's), its ablations "h_vdnas" and "v_vdnas" (Table 3), "darts_first", "darts_second", or "random", which
+        trains nothing and reads of this section only `search_space` (methods/). A setting that contradicts the method is refused; what
+        weighs or schedules a part that it does not have (`kl_weight`, `prior_gap_decay`, dropout rates) has no effect.
+      mixing: how w and phi become mixing weights: "identity", "average", "sigmoid" or "softmax", see `MixingWeights`. DARTS' are always
+        "softmax".
       initial_log_dropout_rate: log delta and log sigma at the start.
       noise_shape: what has Gaussian noise of its own in a step: each "operation" and edge of a cell type (the paper), each of them in every
         "cell", or for every "example". Gates are drawn once a step in any case.
@@ -111,7 +118,7 @@ class SearchConfig:
         architecture's loss: steers the search to the budget.
       prior_gap_decay: what (1 - lambda)^2 is multiplied by an epoch, after the warm-up.
       hypergradient_order: of the architecture's gradient: 1, as if the weights did not depend on the architecture, or 2, through one step
-        of theirs (DARTS' unrolled gradient; about three times the time of a step).
+        of theirs (DARTS' unrolled gradient; about three times the time of a step). darts_second is of order 2 without it.
       architecture_learning_rate, architecture_beta_1, architecture_beta_2: of Adam on the architecture parameters.
       architecture_weight_decay: coupled, on w and phi only (on log delta it would be a prior nobody asked for).
       learning_rate, final_learning_rate: of SGD on the weights, cosine over the epochs.
@@ -132,6 +139,7 @@ class SearchConfig:
     steps_per_epoch: int = _field(0, low=0)
     warmup_epochs: int = _field(15, low=0)
     batch_size: int = _field(64, low=1)
+    method: str = _field("si_vdnas", choices=tuple(METHODS))
     mixing: str = _field("identity", choices=("identity", "average", "sigmoid", "softmax"))
     initial_log_dropout_rate: float = _field(-5.0, low=-20.0, high=20.0)
     noise_shape: str = _field("operation", choices=("operation", "cell", "example"))
@@ -161,12 +169,15 @@ class DeriveConfig:
     """How a posterior becomes a genotype (METHOD.md section 4).
 
     Attributes:
-      rule: "budget", "mode" or "sample".
-      seed: of the draw of "sample".
+      rule: "budget", "mode", "sample", "redraw", "best_of" or "darts"; the default, "budget", is the search method's own rule, which for
+        si_vdnas and h_vdnas is "budget". `derive --rule` takes any that fits the method, and means it.
+      seed: of the draws of "sample", "redraw" and "best_of".
+      samples: number of draws of "best_of".
     """
 
-    rule: str = _field("budget", choices=("budget", "mode", "sample"))
+    rule: str = _field("budget", choices=DERIVATION_RULES)
     seed: int = _field(0, low=0, high=2**31 - 1)
+    samples: int = _field(16, low=1, high=10_000)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,7 +324,9 @@ class Config:
     distribution: DistributionConfig = dataclasses.field(default_factory=DistributionConfig)
 
     def __post_init__(self):
-        if self.search.hypergradient_order == 2 and self.search.precision != "float32":
+        method = get_method(self.search.method)
+        method.check_settings(self.search)
+        if method.hypergradient_order_in(self.search) == 2 and self.search.precision != "float32":
             raise ConfigError(
                 "search.hypergradient_order 2 takes a finite difference, which needs search.precision float32. "
                 f"Received: search.precision={self.search.precision!r}"

@@ -1,7 +1,7 @@
 """A posterior becomes a genotype: the rules of METHOD.md section 4, and the budget. Imports no TensorFlow.
 
 The paper says only "the final structure is determined by the samples of q(psi)" (its rule is `sample` here). Variable operations an
-edge and variable edges a node are its point: no rule keeps a fixed number of either.
+edge and variable edges a node are its point: no rule but `darts`, for the methods that the paper compares with, keeps a fixed number.
 """
 
 import dataclasses
@@ -9,14 +9,26 @@ import itertools
 
 import numpy as np
 
+from sivdnas_tf.config import DERIVATION_RULES
+from sivdnas_tf.darts_rule import darts_gates, ranking
 from sivdnas_tf.errors import ConfigError, nearest
 from sivdnas_tf.genotype import Cell, Edge, Genotype
+from sivdnas_tf.methods.registry import get_method
 from sivdnas_tf.posterior import Posterior
 from sivdnas_tf.profiling.costs import budget_text, check_budget, check_latency, cost_in, cost_text, deployed_cost, fits_budget
 from sivdnas_tf.search_space import CELL_TYPES, get_search_space
 
-RULES = ("budget", "mode", "sample")
+RULES = ("budget", "mode", "sample")  # that go by the keep probabilities alone, and keep any number
 MODE_THRESHOLD = 0.5
+MAX_DRAWS = 1000
+# Why rule "darts" or a draw closes what it closes; the other rules hold keep probabilities against a threshold.
+_CLOSED = {"darts": "outranked", "sample": "gate 0", "redraw": "gate 0", "best_of": "gate 0"}
+# What is over the budget where a rule has looked for something within it.
+_CHEAPEST = {
+    "budget": "the cheapest network that rule budget can derive",
+    "redraw": f"the cheapest network of the {MAX_DRAWS} draws of rule redraw",
+    "best_of": "the cheapest network that rule best_of drew",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +37,11 @@ class Derivation:
 
     Attributes:
       genotype: the `Genotype`; every intermediate node is fed and concatenated.
-      details: JSON types, the content of derive.json: rule, seed, threshold (None for `sample`), whether it was raised and a
-        warning if so, the search's epoch, the budget, the deployed network's cost and that of `mode`, its latency where that is limited
-        (None elsewhere): of which genotype, and every measurement; and for each cell type the keep probabilities, what was kept,
-        restored and dropped, and why.
+      details: JSON types, the content of derive.json: the search's method, the rule and why it was that, seed, threshold (None without),
+        whether it was raised and a warning if so, the search's epoch, the budget, the deployed network's cost and that of `mode` (None
+        where that does not fit the method), its latency where that is limited (None elsewhere): of which genotype, and every
+        measurement; with "best_of", every candidate: where it is from, its score (None over the budget), macs, log-probability and
+        genotype; and for each cell type the keep probabilities, what rule "darts" ranked by, what was kept, restored and dropped, and why.
     """
 
     genotype: Genotype
@@ -45,7 +58,7 @@ class _DerivedCell:
     restored: tuple
 
 
-def derive(posterior, *, rule, seed, budget, name="searched", measure_latency=None):
+def derive(posterior, *, rule=None, seed, budget, name="searched", measure_latency=None, samples=16, score=None):
     """Derives a genotype, deterministically for a given posterior, rule and seed, unless the budget limits a latency.
 
     An edge without operations counts as dropped; a node without edges gets back its most probable edge with that edge's most
@@ -55,6 +68,9 @@ def derive(posterior, *, rule, seed, budget, name="searched", measure_latency=No
       posterior: `posterior.Posterior`.
       rule: "mode": keep what has keep_probability >= 0.5. "budget": the same where the deployed network fits, otherwise the
         threshold is raised to the next larger keep_probability of the posterior until it does. "sample": one draw of the gates.
+        "redraw": the first of up to `MAX_DRAWS` draws whose deployed network fits. "best_of": the one of the largest `score` among
+        `samples` draws and what "mode" keeps, without those whose deployed network does not fit. "darts": two edges a node, one operation
+        an edge (`darts_rule`). None is the rule of the posterior's method.
         Where the network that this gives takes longer than `budget.latency_ms`, "budget" raises the threshold further, by bisection
         over what fits the multiply-adds, as if a higher threshold never took longer; the others refuse.
       seed: of the draw of "sample", at least 0.
@@ -62,36 +78,41 @@ def derive(posterior, *, rule, seed, budget, name="searched", measure_latency=No
       name: of the genotype.
       measure_latency: function of a `Genotype` to the milliseconds that its deployed network takes an image; needed, and called, only
         where `budget.latency_ms` limits them.
+      samples: number of draws of "best_of".
+      score: function of a `Genotype` to a number, larger is better; needed, and called, by "best_of" only.
 
     Returns:
       A `Derivation`.
 
     Raises:
       BudgetError: where the deployed network costs more than the budget allows; with "budget", the cheapest one it could derive.
-      ConfigError: for an unknown rule, a negative seed, a deployed network that does not exist, or a limit that nothing measures.
+      ConfigError: for an unknown rule, one that does not fit the posterior's method, a negative seed, a deployed network that does not
+        exist, or a limit that nothing measures.
       RunDirError: where a parameter of the posterior is not finite or of another shape than its space's.
     """
-    _check_arguments(rule, seed, budget, measure_latency)
+    method = get_method(posterior.method)
+    reason = f"the rule of method {method.name}" if rule is None else "asked for"
+    rule = rule or method.rule
+    _check_arguments(rule, seed, budget, measure_latency, score)
+    method.check_rule(rule)
     posterior = Posterior.from_arrays(posterior.to_arrays())
     mode = _threshold_cells(posterior, MODE_THRESHOLD)
-    threshold, cells = MODE_THRESHOLD, mode
-    if rule == "sample":
-        threshold, cells = None, _sample_cells(posterior, seed)
-    elif rule == "budget":
-        threshold, cells = _raise_threshold(posterior, budget)
+    threshold, cells, candidates = _cells_by(rule, posterior, mode, seed, budget, samples, score)
     genotype = _to_genotype(cells, posterior, name)
     subject = f"the network that rule {rule} derives"
-    check_budget(genotype, budget, "the cheapest network that rule budget can derive" if rule == "budget" else subject)
+    check_budget(genotype, budget, _CHEAPEST.get(rule, subject))
     latency = None
     if budget.latency_ms:
-        candidates = [(threshold, cells, genotype)]
+        networks = [(threshold, cells, genotype)]
         if rule == "budget":
-            candidates, subject = _candidates(posterior, budget, threshold, name), "the sparsest network that rule budget can derive"
-        (threshold, cells, genotype), latency = _fast_enough(candidates, measure_latency, budget, subject)
+            networks, subject = _candidates(posterior, budget, threshold, name), "the sparsest network that rule budget can derive"
+        (threshold, cells, genotype), latency = _fast_enough(networks, measure_latency, budget, subject)
     mode_cost = deployed_cost(_to_genotype(mode, posterior, name), budget)
     space = get_search_space(posterior.search_space)
     details = {
+        "method": method.name,
         "rule": rule,
+        "rule_reason": reason,
         "seed": seed,
         "threshold": threshold,
         **_raised(threshold, mode_cost, budget, latency),
@@ -99,8 +120,9 @@ def derive(posterior, *, rule, seed, budget, name="searched", measure_latency=No
         "epoch": posterior.epoch,
         "budget": dataclasses.asdict(budget),
         "cost": dataclasses.asdict(deployed_cost(genotype, budget)),
-        "mode_cost": dataclasses.asdict(mode_cost),
+        "mode_cost": dataclasses.asdict(mode_cost) if "mode" in method.rules else None,
         "latency": latency,
+        **({} if candidates is None else {"candidates": candidates}),
         "edges": list(space.edge_names),
         "primitives": list(space.primitives),
         "cells": {cell_type: _describe(cells[cell_type], posterior, cell_type, rule) for cell_type in CELL_TYPES},
@@ -108,13 +130,34 @@ def derive(posterior, *, rule, seed, budget, name="searched", measure_latency=No
     return Derivation(genotype, details)
 
 
-def _check_arguments(rule, seed, budget, measure_latency):
-    if rule not in RULES:
-        raise ConfigError(f"unknown rule of derivation.{nearest(rule, RULES)} Expected one of {', '.join(RULES)}. Received: {rule!r}")
+def _cells_by(rule, posterior, mode, seed, budget, samples, score):
+    """`(threshold or None, cells, candidates or None)` of a rule."""
+    generator = np.random.default_rng(seed)
+    if rule == "sample":
+        return None, _sample_cells(posterior, generator), None
+    if rule == "redraw":
+        return None, _redraw(posterior, generator, budget), None
+    if rule == "best_of":
+        return None, *_best_of(posterior, mode, generator, samples, budget, score)
+    if rule == "darts":
+        return None, _derived_cells(posterior, darts_gates(posterior)), None
+    if rule == "budget":
+        return *_raise_threshold(posterior, budget), None
+    return MODE_THRESHOLD, mode, None
+
+
+def _check_arguments(rule, seed, budget, measure_latency, score):
+    if rule not in DERIVATION_RULES:
+        raise ConfigError(
+            f"unknown rule of derivation.{nearest(rule, DERIVATION_RULES)} Expected one of {', '.join(DERIVATION_RULES)}. "
+            f"Received: {rule!r}"
+        )
     if seed < 0:
         raise ConfigError(f"the seed of a derivation must be at least 0. Received: seed={seed}")
     if budget.latency_ms and measure_latency is None:
         raise ConfigError(f"budget.latency_ms needs measure_latency, which measures it. Received: latency_ms={budget.latency_ms}, none")
+    if rule == "best_of" and score is None:
+        raise ConfigError(f"rule best_of needs score, which ranks what it draws. Received: {rule!r}, no score")
 
 
 def full_genotype(space_name):
@@ -134,14 +177,71 @@ def _threshold_cells(posterior, threshold):
     return _derived_cells(posterior, gates)
 
 
-def _sample_cells(posterior, seed):
-    """`_DerivedCell`s of both cell types from one Bernoulli draw of every gate."""
-    generator, gates = np.random.default_rng(seed), {}
+def _sample_cells(posterior, generator):
+    """`_DerivedCell`s of both cell types from one Bernoulli draw of every gate by a NumPy generator."""
+    gates = {}
     for cell_type in CELL_TYPES:
         cell = posterior.cell(cell_type)
         probabilities = (cell.edge_keep_probability, cell.operation_keep_probability)
         gates[cell_type] = tuple(generator.random(probability.shape) < probability for probability in probabilities)
     return _derived_cells(posterior, gates)
+
+
+def _redraw(posterior, generator, budget):
+    """The first draw that fits the budget; the cheapest of them all where none does. The first is that of rule "sample"."""
+    cheapest = None
+    for _ in range(MAX_DRAWS):
+        cells = _sample_cells(posterior, generator)
+        cost = deployed_cost(_to_genotype(cells, posterior, ""), budget)
+        if fits_budget(cost, budget):
+            return cells
+        multiply_adds = cost_in(cost, budget.convention)
+        if cheapest is None or multiply_adds < cheapest[0]:
+            cheapest = (multiply_adds, cells)
+    return cheapest[1]
+
+
+def _best_of(posterior, mode, generator, samples, budget, score):
+    """The candidate of the best score, with what derive.json says of all: `mode`, and draws. The first of equals wins.
+
+    Without one that fits the budget, the cheapest, which the caller refuses.
+    """
+    drawn = [("mode", mode), *(("draw", _sample_cells(posterior, generator)) for _ in range(samples))]
+    entries, scores, costs = [], {}, []
+    for source, cells in drawn:
+        genotype = _to_genotype(cells, posterior, "")
+        cost = deployed_cost(genotype, budget)
+        fits, key = fits_budget(cost, budget), genotype.sha256
+        if fits and key not in scores:
+            scores[key] = float(score(genotype))
+        costs.append(cost_in(cost, budget.convention))
+        entries.append(
+            {
+                "from": source,
+                "score": scores[key] if fits else None,
+                "macs": cost.macs,
+                "log_probability": _log_probability(posterior, cells),
+                "genotype_sha256": key,
+            }
+        )
+    fitting = [index for index, entry in enumerate(entries) if entry["score"] is not None]
+    chosen = max(fitting, key=lambda index: entries[index]["score"]) if fitting else int(np.argmin(costs))
+    return drawn[chosen][1], entries
+
+
+def _log_probability(posterior, cells):
+    """Of the gates of both cell types, in nats; what the guarantee restored is not a gate."""
+    total = 0.0
+    for cell_type in CELL_TYPES:
+        cell, derived = posterior.cell(cell_type), cells[cell_type]
+        for gate, rate in (
+            (derived.edge_gate, cell.log_edge_dropout_rate),
+            (derived.operation_gate, cell.log_operation_dropout_rate),
+        ):
+            # log(1 / (1 + delta)) of an open gate, log(delta / (1 + delta)) of a closed one.
+            signed = np.where(gate, rate, -np.asarray(rate, np.float64)).astype(np.float64)
+            total -= float(np.logaddexp(0.0, signed).sum())
+    return total
 
 
 def _raise_threshold(posterior, budget):
@@ -263,11 +363,12 @@ def _describe(derived, posterior, cell_type, rule):
     return {
         "edge_keep_probability": cell.edge_keep_probability.tolist(),
         "operation_keep_probability": cell.operation_keep_probability.tolist(),
+        **({"ranking": ranking(posterior, cell_type).tolist()} if rule == "darts" else {}),
         "n_edges": int(derived.kept.any(axis=1).sum()),
         "n_operations": len(named),
         "kept": named,
         "restored": [{"edge": space.edge_names[edge], "operation": space.primitives[primitive]} for edge, primitive in derived.restored],
-        "dropped": _dropped(derived, space, "gate 0" if rule == "sample" else "below threshold"),
+        "dropped": _dropped(derived, space, _CLOSED.get(rule, "below threshold")),
     }
 
 

@@ -5,9 +5,13 @@ import dataclasses
 import numpy as np
 
 from sivdnas_tf.errors import RunDirError
+from sivdnas_tf.methods.registry import METHODS
 from sivdnas_tf.search_space import CELL_TYPES, get_search_space
 
 _FIELDS = ("operation_weights", "log_operation_dropout_rate", "edge_weights", "log_edge_dropout_rate")
+# What stands for the log dropout rate of what a method gives none: finite, and a keep_probability of exactly 1.
+ALWAYS_KEPT = -100.0
+_UNNAMED_METHOD = "si_vdnas"
 
 
 def keep_probability(log_dropout_rate):
@@ -15,9 +19,16 @@ def keep_probability(log_dropout_rate):
     return np.exp(-np.logaddexp(0.0, np.asarray(log_dropout_rate, np.float64)))
 
 
+def named_method(method, as_type=str):
+    """`{"method": name}` for a file of the search, empty for si_vdnas: what has no name is that, as files were before there were others."""
+    return {} if method == _UNNAMED_METHOD else {"method": as_type(method)}
+
+
 @dataclasses.dataclass(frozen=True)
 class CellPosterior:
     """Architecture parameters of one cell type; E edges (node-major), P primitives.
+
+    What a method does not have stands there as what changes nothing: edge weights of 1, log dropout rates of `ALWAYS_KEPT`.
 
     Attributes:
       operation_weights: w, [E, P].
@@ -50,19 +61,21 @@ class Posterior:
       search_space: name of the `SearchSpace` whose edges and primitives the axes count.
       epoch: number of finished epochs.
       normal, reduction: `CellPosterior`s.
+      method: name of the search method (`methods.registry`).
     """
 
     search_space: str
     epoch: int
     normal: CellPosterior
     reduction: CellPosterior
+    method: str = _UNNAMED_METHOD
 
     def cell(self, cell_type):
         """The parameters of cell type "normal" or "reduction"."""
         return {"normal": self.normal, "reduction": self.reduction}[cell_type]
 
     def to_arrays(self):
-        """The content of posterior.npz: `{cell type}_{parameter}`, and the names of the axes."""
+        """The content of posterior.npz: `{cell type}_{parameter}`, the names of the axes, and the method's, unless it is si_vdnas."""
         space = get_search_space(self.search_space)
         arrays = {
             f"{cell_type}_{field}": np.asarray(getattr(self.cell(cell_type), field), np.float32)
@@ -75,6 +88,7 @@ class Posterior:
             "edges": np.array(space.edge_names),
             "primitives": np.array(space.primitives),
             "epoch": np.array(self.epoch, np.int64),
+            **named_method(self.method, np.array),
         }
 
     @classmethod
@@ -100,5 +114,8 @@ class Posterior:
                 raise RunDirError(
                     f"posterior.npz: {key} must be finite, of shape {expected}. Received: shape={value.shape}, dtype={value.dtype}"
                 )
+        method = str(arrays.get("method", _UNNAMED_METHOD))
+        if method not in METHODS:
+            raise RunDirError(f"posterior.npz: method must be one of {', '.join(METHODS)}. Received: {method!r}")
         cells = [CellPosterior(*(arrays[f"{cell_type}_{field}"] for field in _FIELDS)) for cell_type in CELL_TYPES]
-        return cls(space.name, int(arrays["epoch"]), *cells)
+        return cls(space.name, int(arrays["epoch"]), *cells, method)

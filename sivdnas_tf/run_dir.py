@@ -19,6 +19,7 @@ import zlib
 
 import numpy as np
 
+from sivdnas_tf.config import Config
 from sivdnas_tf.errors import RunDirError, UserError
 from sivdnas_tf.genotype import Genotype
 from sivdnas_tf.posterior import Posterior
@@ -166,7 +167,7 @@ class RunDir:
             self._remove(stage)
         settings = json.loads(json.dumps(settings))
         if record.exists():
-            self._refuse_differences(stage, read_json(record), settings)
+            self._refuse_differences(stage, _read_record(record, settings), settings)
         else:
             self._refuse_unrecorded(stage)
             write_json(record, settings)
@@ -177,7 +178,7 @@ class RunDir:
         """Raises `RunDirError`, naming the fields that differ, where `stage` was begun with other values of the fields in `settings`."""
         record = self.file(f"stages/{stage}.json")
         if record.exists():
-            recorded = read_json(record)
+            recorded = _read_record(record, settings)
             self._refuse_differences(stage, {key: recorded.get(key) for key in settings}, json.loads(json.dumps(settings)))
 
     def is_done(self, stage):
@@ -187,7 +188,8 @@ class RunDir:
     def is_done_with(self, stage, settings):
         """Whether the stage's last file is there and it was made with exactly these settings (as of `begin`)."""
         record = self.file(f"stages/{stage}.json")
-        return self.is_done(stage) and record.exists() and not _differences(read_json(record), json.loads(json.dumps(settings)))
+        settings = json.loads(json.dumps(settings))
+        return self.is_done(stage) and record.exists() and not _differences(_read_record(record, settings), settings)
 
     def require(self, stage):
         """Raises `RunDirError`, naming the command that is missing, unless `stage` is done."""
@@ -281,6 +283,17 @@ class RunDir:
 def as_run_dir(directory):
     """A `RunDir` as it is, a path as the `RunDir` there."""
     return directory if isinstance(directory, RunDir) else RunDir(directory)
+
+
+def _read_record(path, settings):
+    """A stage's record; a field of `settings` that the configuration did not have when it was written is at its default there."""
+    recorded, defaults = read_json(path), json.loads(json.dumps(Config().to_dict()))
+    for section, values in recorded.items() if isinstance(recorded, dict) else ():
+        new = settings.get(section)
+        if isinstance(values, dict) and isinstance(new, dict) and isinstance(defaults.get(section), dict):
+            known = {name: value for name, value in defaults[section].items() if name in new}
+            recorded[section] = {**known, **values}
+    return recorded
 
 
 def _differences(old, new, path=""):

@@ -14,7 +14,10 @@ THIRD_PARTY_OF_L0 = {"numpy"}
 
 # A new module gets its line here: imports point to the same layer or a lower one.
 LAYERS = {
-    0: ("errors", "genotype", "darts_genotype", "search_space", "posterior", "config", "run_dir", "quiet"),
+    0: (
+        *("errors", "genotype", "darts_genotype", "search_space", "posterior", "config", "run_dir", "quiet", "random_search"),
+        *(f"methods.{name}" for name in ("method", "registry", "si_vdnas", "h_vdnas", "v_vdnas", "darts", "random")),
+    ),
     1: (
         "variational.distributions",
         "variational.kl",
@@ -39,16 +42,19 @@ LAYERS = {
     ),
     2: (
         "layers.operations",
+        "layers.architecture_parameters",
+        "layers.mixing_weights",
         "layers.semi_implicit_dropout",
         "models.heads",
         "data.datasets",
         "training.objective",
+        "darts_rule",
         "derive",
         "zoo.registry",
     ),
     3: ("layers.mixed_operation", "models.cells", "training.loop"),
     4: ("models.supernet", "models.evaluation_network", "training.evaluate"),
-    5: ("training.predict", "training.search", "training.train"),
+    5: ("training.predict", "training.score", "training.search", "training.train"),
     6: (
         "report.costs_picture",
         "report.curves",
@@ -80,7 +86,7 @@ TOP = ("sivdnas_tf.pricing", "sivdnas_tf.commands", "sivdnas_tf.__main__")
 TENSORFLOW_FREE = (
     *(
         f"sivdnas_tf.{name}"
-        for name in (*LAYERS[0], *LAYERS[6], *LAYERS[7], "data.description", "profiling.costs", "derive", "zoo.registry")
+        for name in (*LAYERS[0], *LAYERS[6], *LAYERS[7], "data.description", "profiling.costs", "darts_rule", "derive", "zoo.registry")
     ),
     *CONFIGS,
 )

@@ -8,6 +8,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from sivdnas_tf.config import Config, replace
 from sivdnas_tf.errors import GenotypeError, RunDirError
 from sivdnas_tf.posterior import CellPosterior, Posterior, keep_probability
 from sivdnas_tf.run_dir import RunDir, atomic_path, new_run_dir, read_json, write_bytes, write_json
@@ -369,3 +370,16 @@ def test_a_stage_is_done_with_the_settings_that_it_was_made_with(tmp_path):
     write_json(run_dir.file("evaluation.json"), {})
     assert run_dir.is_done_with("evaluate", {"a": 1, "b": [2, 3]})
     assert not run_dir.is_done_with("evaluate", {"a": 2, "b": [2, 3]}) and not run_dir.is_done_with("evaluate", {"a": 1})
+
+
+def test_a_record_of_before_a_field_has_its_default_there(tmp_path):
+    run_dir, settings = RunDir(tmp_path), Config().stage_settings("search")
+    old = {**settings, "search": {name: value for name, value in settings["search"].items() if name != "method"}}
+    run_dir.begin("search", old)
+    assert run_dir.begin("search", settings).started
+    run_dir.check_consistent("search", settings)
+    changed = replace(Config(), search={"method": "random"}).stage_settings("search")
+    with pytest.raises(RunDirError, match=r"other settings: search.method='si_vdnas', now 'random'\. Expected"):
+        run_dir.begin("search", changed)
+    with pytest.raises(RunDirError, match=r"search.method='si_vdnas', now 'random'"):
+        run_dir.check_consistent("search", changed)

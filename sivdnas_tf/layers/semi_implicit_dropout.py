@@ -3,22 +3,23 @@
 import math
 
 import keras
-import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
 from sivdnas_tf.errors import ConfigError, nearest
+from sivdnas_tf.layers.mixing_weights import MIXINGS, MixingWeights
 from sivdnas_tf.variational import kl  # noqa: F401  (registers the divergence that tfd.kl_divergence looks up)
 from sivdnas_tf.variational.distributions import AnnealedSemiImplicitARDPrior, SemiImplicitPosterior
 
 tfd = tfp.distributions
 
-MIXINGS = ("identity", "average", "sigmoid", "softmax")
+__all__ = ["GATE_GRADIENTS", "MIXINGS", "GaussianDropout", "SemiImplicitDropout"]
+
 GATE_GRADIENTS = ("none", "straight_through", "relaxed")
 
 
 @keras.saving.register_keras_serializable(package="sivdnas_tf")
-class SemiImplicitDropout(keras.layers.Layer):
+class SemiImplicitDropout(MixingWeights):
     """Weights gamma with multiplicative noise of their own learnt rate: tau = gamma * gate * (1 + sqrt(delta) * noise).
 
     The paper does not say how w and phi become mixing weights (Eq. 12 treats them as free parameters); `mixing` chooses, and gamma
@@ -60,32 +61,20 @@ class SemiImplicitDropout(keras.layers.Layer):
         name=None,
         trainable=True,
     ):
-        super().__init__(name=name, trainable=trainable, dtype="float32")
-        self.shape = tuple(int(size) for size in shape)
+        # Before what checks them and builds by them.
         self.initial_log_dropout_rate = float(initial_log_dropout_rate)
-        self.mixing = mixing
         self.gate_gradient, self.gate_temperature = gate_gradient, float(gate_temperature)
-        self.groups = None if groups is None else tuple(int(group) for group in groups)
-        self._check_arguments()
-        self.build()
+        super().__init__(shape, mixing=mixing, groups=groups, name=name, trainable=trainable)
 
     def build(self, input_shape=None):
         """Creates the two variables, at construction: nothing about them depends on an input."""
-        del input_shape
-        self.weight = self._add_parameter("weight", 1.0 if self.mixing in ("identity", "average") else 0.0)
+        super().build(input_shape)
         self.log_dropout_rate = self._add_parameter("log_dropout_rate", self.initial_log_dropout_rate)
-        self.built = True
 
-    def mixing_weights(self):
-        """gamma after mixing, float32 of `shape`."""
-        weight = tf.convert_to_tensor(self.weight)
-        if self.mixing == "sigmoid":
-            return tf.sigmoid(weight)
-        if self.mixing == "average":
-            return weight / (self.shape[-1] if self.groups is None else _group_sizes(self.groups))
-        if self.mixing == "softmax":
-            return tf.nn.softmax(weight, axis=-1) if self.groups is None else _segment_softmax(weight, self.groups)
-        return weight
+    @property
+    def dropout_rate_variables(self):
+        """The log dropout rates: a list of one variable."""
+        return [self.log_dropout_rate]
 
     def posterior(self):
         """The `SemiImplicitPosterior` of the current parameters, of batch shape `shape`, without a gate."""
@@ -138,11 +127,6 @@ class SemiImplicitDropout(keras.layers.Layer):
         gate, noise = draw  # by position: Keras hands a loaded Functional model's NamedTuple on as a list
         return self.posterior().reparameterize(gate, noise)
 
-    def compute_output_shape(self, draw_shape):
-        """`shape`, whatever the draw's."""
-        del draw_shape
-        return self.shape
-
     def kl_divergence(self, draw, prior_gap):
         """KL of posterior and annealed prior given the gates of `draw`, summed over all parameters (Eq. 17, 18), in nats.
 
@@ -165,34 +149,21 @@ class SemiImplicitDropout(keras.layers.Layer):
         """Mean of tau over gates and noise, gamma / (1 + delta), float32 of `shape`: for inference without draws."""
         return self.posterior().mean()
 
+    def parameters(self):
+        """`(weights, log dropout rates)` as NumPy arrays of `shape`."""
+        return self.weight.numpy(), self.log_dropout_rate.numpy()
+
     def get_config(self):
         """Constructor arguments as JSON types."""
-        config = super().get_config()
-        del config["dtype"]  # not a choice
         return {
-            **config,
-            "shape": list(self.shape),
+            **super().get_config(),
             "initial_log_dropout_rate": self.initial_log_dropout_rate,
-            "mixing": self.mixing,
             "gate_gradient": self.gate_gradient,
             "gate_temperature": self.gate_temperature,
-            "groups": None if self.groups is None else list(self.groups),
         }
 
-    def _add_parameter(self, name, initial_value):
-        return self.add_weight(
-            name=name,
-            shape=self.shape,
-            initializer=keras.initializers.Constant(initial_value),
-            dtype="float32",
-            autocast=False,  # methods other than call run in the caller's autocast scope, which may be bfloat16
-        )
-
     def _check_arguments(self):
-        if self.mixing not in MIXINGS:
-            raise ConfigError(
-                f"unknown mixing.{nearest(self.mixing, MIXINGS)} Expected one of {', '.join(MIXINGS)}. Received: mixing={self.mixing!r}"
-            )
+        super()._check_arguments()
         if self.gate_gradient not in GATE_GRADIENTS:
             raise ConfigError(
                 f"unknown gate_gradient.{nearest(self.gate_gradient, GATE_GRADIENTS)} Expected one of {', '.join(GATE_GRADIENTS)}. "
@@ -200,30 +171,30 @@ class SemiImplicitDropout(keras.layers.Layer):
             )
         if not self.gate_temperature > 0.0:
             raise ConfigError(f"gate_temperature must be above 0. Received: gate_temperature={self.gate_temperature}")
-        if not self.shape or min(self.shape) < 1:
-            raise ConfigError(f"shape must have at least one axis, every one of at least 1. Received: shape={self.shape}")
         if not math.isfinite(self.initial_log_dropout_rate):
             raise ConfigError(
                 f"initial_log_dropout_rate must be finite. Received: initial_log_dropout_rate={self.initial_log_dropout_rate}"
             )
-        if self.groups is not None and self.shape != (len(self.groups),):
-            raise ConfigError(
-                "groups must hold one integer for each parameter of a 1-D shape. "
-                f"Received: {len(self.groups)} groups={self.groups}, shape={self.shape}"
-            )
-        if self.mixing in ("average", "softmax") and self.groups is None and len(self.shape) == 1:
-            raise ConfigError(f"{self.mixing} over edges needs groups, the node that each edge enters. Received: groups=None")
 
 
-def _group_sizes(groups):
-    """float32 [E]: how many members the group of each has."""
-    _, segments, counts = np.unique(groups, return_inverse=True, return_counts=True)
-    return counts[segments].astype(np.float32)
+@keras.saving.register_keras_serializable(package="sivdnas_tf")
+class GaussianDropout(SemiImplicitDropout):
+    """Weights with multiplicative Gaussian noise and no gates: tau = gamma * (1 + sqrt(delta) * noise), Phi = 1 (H-VDNAS, V-VDNAS).
 
+    keep_probability still is 1 / (1 + delta): not of a gate, but what a derivation holds against a threshold, or ranks by. With prior_gap 1
+    (lambda = 0) the KL divergence is that of automatic relevance determination, 1/2 log(1 + 1/delta). Arguments as `SemiImplicitDropout`;
+    without gates, gate_gradient is "none".
+    """
 
-def _segment_softmax(logits, groups):
-    """Softmax of `logits` [E] over the members of each group; groups are any E integers, in any order."""
-    names, segments = np.unique(groups, return_inverse=True)
-    largest = tf.math.unsorted_segment_max(logits, segments, len(names))
-    exponentials = tf.exp(logits - tf.stop_gradient(tf.gather(largest, segments)))
-    return exponentials / tf.gather(tf.math.unsorted_segment_sum(exponentials, segments, len(names)), segments)
+    def draw(self, seed, noise_shape=(), noise_seed=None):
+        """Noise as `SemiImplicitDropout.draw`, and gates of 1."""
+        return super().draw(seed, noise_shape, noise_seed)._replace(gate=tf.ones(self.shape))
+
+    def expected_sample(self):
+        """gamma, float32 of `shape`: the noise has mean 0."""
+        return self.mixing_weights()
+
+    def _check_arguments(self):
+        super()._check_arguments()
+        if self.gate_gradient != "none":
+            raise ConfigError(f"without gates, gate_gradient must be 'none'. Received: gate_gradient={self.gate_gradient!r}")

@@ -1,4 +1,4 @@
-"""The supernet of SI-VDNAS and its bilevel step (METHOD.md sections 2 and 3; Algorithm 1)."""
+"""The supernet of all search methods and its bilevel step (METHOD.md sections 2, 3 and 5; Algorithm 1)."""
 
 import typing
 
@@ -6,7 +6,8 @@ import keras
 import tensorflow as tf
 
 from sivdnas_tf.errors import ConfigError, nearest
-from sivdnas_tf.layers.semi_implicit_dropout import SemiImplicitDropout
+from sivdnas_tf.layers.architecture_parameters import make_parameters
+from sivdnas_tf.methods.si_vdnas import SI_VDNAS
 from sivdnas_tf.models.cells import SearchCell
 from sivdnas_tf.models.heads import Classifier, build_stem
 from sivdnas_tf.posterior import CellPosterior, Posterior
@@ -36,7 +37,8 @@ class Supernet(keras.Model):
     Args:
       space: a `SearchSpace`.
       plan: a `NetworkPlan` with one multiplier, the space's number of nodes, for both cell types.
-      mixing: "identity", "average", "sigmoid" or "softmax"; see `SemiImplicitDropout`.
+      method: the `methods.method.Method`: which architecture parameters there are, what is drawn for them, and their KL divergence.
+      mixing: "identity", "average", "sigmoid" or "softmax", see `MixingWeights`; where the method has one of its own, it is that.
       initial_log_dropout_rate: log delta and log sigma at the start.
       noise_shape: what has Gaussian noise of its own: each "operation" and edge of a cell type (the paper), each of them in every "cell",
         or in every cell for every "example". The gates are drawn once a step in any case.
@@ -52,6 +54,7 @@ class Supernet(keras.Model):
         space,
         plan,
         *,
+        method=SI_VDNAS,
         mixing="identity",
         initial_log_dropout_rate=-5.0,
         noise_shape="operation",
@@ -67,10 +70,10 @@ class Supernet(keras.Model):
                 f"unknown noise_shape.{nearest(noise_shape, NOISE_SHAPES)} Expected one of {', '.join(NOISE_SHAPES)}. "
                 f"Received: noise_shape={noise_shape!r}"
             )
-        self.space, self.plan, self.seed = space, plan, seed
+        self.space, self.plan, self.method, self.seed = space, plan, method, seed
         self.noise_shape, self.gate_gradient = noise_shape, gate_gradient
         common = {
-            "mixing": mixing,
+            "mixing": method.mixing or mixing,
             "initial_log_dropout_rate": initial_log_dropout_rate,
             "gate_gradient": gate_gradient,
             "gate_temperature": gate_temperature,
@@ -78,10 +81,12 @@ class Supernet(keras.Model):
         n_edges, n_primitives = len(space.edges), len(space.primitives)
         groups = tuple(node for _, node in space.edges)
         self.operation_dropout = {
-            cell_type: SemiImplicitDropout((n_edges, n_primitives), name=f"{cell_type}_operations", **common) for cell_type in CELL_TYPES
+            cell_type: make_parameters(method.operations, (n_edges, n_primitives), name=f"{cell_type}_operations", **common)
+            for cell_type in CELL_TYPES
         }
         self.edge_dropout = {
-            cell_type: SemiImplicitDropout((n_edges,), groups=groups, name=f"{cell_type}_edges", **common) for cell_type in CELL_TYPES
+            cell_type: make_parameters(method.edges, (n_edges,), groups=groups, name=f"{cell_type}_edges", **common)
+            for cell_type in CELL_TYPES
         }
         self._make_network(recompute)
         self._make_state()
@@ -120,18 +125,18 @@ class Supernet(keras.Model):
 
     @property
     def architecture_variables(self):
-        """w, phi, log delta and log sigma of both cell types."""
+        """w, phi, log delta and log sigma of both cell types, as far as the method has them."""
         return [*self.mixing_variables, *self.dropout_rate_variables]
 
     @property
     def mixing_variables(self):
         """w and phi of both cell types: the architecture variables that weight decay belongs on."""
-        return [layer.weight for layer in self._dropout_layers()]
+        return [variable for layer in self._dropout_layers() for variable in layer.mixing_variables]
 
     @property
     def dropout_rate_variables(self):
         """log delta and log sigma of both cell types."""
-        return [layer.log_dropout_rate for layer in self._dropout_layers()]
+        return [variable for layer in self._dropout_layers() for variable in layer.dropout_rate_variables]
 
     @property
     def weight_variables(self):
@@ -427,12 +432,7 @@ class Supernet(keras.Model):
     def posterior(self, epoch):
         """The architecture parameters as a `Posterior` of NumPy arrays, after `epoch` epochs."""
         cells = [
-            CellPosterior(
-                operation_weights=self.operation_dropout[cell_type].weight.numpy(),
-                log_operation_dropout_rate=self.operation_dropout[cell_type].log_dropout_rate.numpy(),
-                edge_weights=self.edge_dropout[cell_type].weight.numpy(),
-                log_edge_dropout_rate=self.edge_dropout[cell_type].log_dropout_rate.numpy(),
-            )
+            CellPosterior(*self.operation_dropout[cell_type].parameters(), *self.edge_dropout[cell_type].parameters())
             for cell_type in CELL_TYPES
         ]
-        return Posterior(self.space.name, epoch, *cells)
+        return Posterior(self.space.name, epoch, *cells, self.method.name)

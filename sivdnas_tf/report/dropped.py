@@ -6,11 +6,15 @@ from sivdnas_tf.report.markup import absent, element, escape, number, probabilit
 from sivdnas_tf.report.run_files import as_dict, as_list
 from sivdnas_tf.search_space import CELL_TYPES
 
-_DERIVATION_FACTS = {"rule": "rule", "seed": "seed", "threshold": "threshold", "epoch": "posterior after epoch"}
+_DERIVATION_FACTS = {"method": "method", "rule": "rule", "seed": "seed", "threshold": "threshold", "epoch": "posterior after epoch"}
 _REASONS = (
     "Numbers are keep probabilities. Below threshold: the probability is. Gate 0: so it was drawn. Edge dropped: the operation "
     "would have been kept, but its edge was not. No operation left: the edge would have been kept, but none of its operations was. "
     "Restored: its node would have had no operation at all, and got back its most probable one."
+)
+_OUTRANKED = (
+    "Numbers of operations are what the rule ranks by. Outranked: another operation of the edge ranks higher, or two other edges of the "
+    "node do, each by its best operation. Edge dropped: the best operation of an edge that was outranked."
 )
 
 
@@ -23,7 +27,7 @@ def dropped(run):
     if details.get("warning"):
         parts.append(element("p", f"<b>Warning:</b> {escape(details['warning'])}", class_="warning", role="alert"))
     facts = [f"{label} {number(details[key])}" for key, label in _DERIVATION_FACTS.items() if details.get(key) is not None]
-    parts.append(element("p", " · ".join(facts)) + element("p", _REASONS, class_="note"))
+    parts.append(element("p", " · ".join(facts)) + element("p", _OUTRANKED if details.get("rule") == "darts" else _REASONS, class_="note"))
     described = as_dict(details.get("cells"))
     for cell_type in CELL_TYPES:
         if isinstance(described.get(cell_type), dict):
@@ -64,9 +68,10 @@ def _dropped_counts(lost, restored):
 
 
 def _keep_probabilities(described, edges, primitives):
-    """`(edge, operation)` -> keep probability, and `(edge, None)` that of the edge itself."""
+    """`(edge, operation)` -> keep probability, or what rule "darts" ranked by, and `(edge, None)` that of the edge itself."""
     keep = dict(zip(((edge, None) for edge in edges), as_list(described.get("edge_keep_probability")), strict=False))
-    for edge, row in zip(edges, as_list(described.get("operation_keep_probability")), strict=False):
+    operations = described.get("ranking", described.get("operation_keep_probability"))
+    for edge, row in zip(edges, as_list(operations), strict=False):
         keep.update(zip(((edge, primitive) for primitive in primitives), as_list(row), strict=False))
     return keep
 

@@ -19,8 +19,9 @@ class History:
       epochs: [T], counted from 1.
       edges: [E] names.
       primitives: [P] names.
-      operations: cell type -> [T, E, P].
+      operations: cell type -> [T, E, P]: keep probabilities, or the mixing weights of a method that has none.
       edge_probabilities: cell type -> [T, E].
+      are_weights: whether `operations` are mixing weights.
     """
 
     epochs: list
@@ -28,6 +29,7 @@ class History:
     primitives: list
     operations: dict
     edge_probabilities: dict
+    are_weights: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,12 +152,15 @@ def _read_history(run_dir):
     _check_shapes(arrays, run_dir.file(name))
     if not len(arrays["epoch"]):
         return None
+    are_weights = all(f"{cell_type}_operation_weight" in arrays for cell_type in CELL_TYPES)
+    kind = "weight" if are_weights else "keep_probability"
     return History(
         epochs=arrays["epoch"].tolist(),
         edges=[str(edge) for edge in arrays["edges"]],
         primitives=[str(primitive) for primitive in arrays["primitives"]],
-        operations={cell_type: _numbers(arrays[f"{cell_type}_operation_keep_probability"]) for cell_type in CELL_TYPES},
+        operations={cell_type: _numbers(arrays[f"{cell_type}_operation_{kind}"]) for cell_type in CELL_TYPES},
         edge_probabilities={cell_type: _numbers(arrays[f"{cell_type}_edge_keep_probability"]) for cell_type in CELL_TYPES},
+        are_weights=are_weights,
     )
 
 
@@ -169,6 +174,8 @@ def _check_shapes(arrays, path):
     for cell_type in CELL_TYPES:
         axes[f"{cell_type}_operation_keep_probability"] = ("epoch", "edges", "primitives")
         axes[f"{cell_type}_edge_keep_probability"] = ("epoch", "edges")
+        if f"{cell_type}_operation_weight" in arrays:
+            axes[f"{cell_type}_operation_weight"] = ("epoch", "edges", "primitives")
     for key in axes:
         if key not in arrays:
             raise RunDirError(f"{path} lacks {key!r}. Received: {', '.join(sorted(arrays)) or 'no array'}")

@@ -81,6 +81,8 @@ def keep_probabilities(run):
         return absent(run.missing("search"))
     history = run.history
     note = f"After {len(history.epochs)} epochs; blue is rather kept, orange rather dropped, white is 0.5."
+    if history.are_weights:
+        note += " The method has no keep probabilities: the numbers of operations are the weights that an edge mixes them by."
     if run.genotype and run.derivation:
         note += " A frame marks what the derived cell has."
     return element("p", note, class_="note") + "".join(_keep_charts(run, cell_type) for cell_type in CELL_TYPES)

@@ -24,7 +24,7 @@ from sivdnas_tf.training.distribution import distributed, workers_together
 from sivdnas_tf.training.tracing import AheadTracer
 
 # What TensorFlow raises for a checkpoint whose files are damaged or gone, and for a truncated one.
-_UNREADABLE = (tf.errors.OpError, IndexError)
+UNREADABLE = (tf.errors.OpError, IndexError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Loop:
         for path in reversed(checkpoints):
             try:
                 self._checkpoint.restore(path).assert_existing_objects_matched()
-            except _UNREADABLE as error:
+            except UNREADABLE as error:
                 reason = str(error).splitlines()[0][:200]
                 self.say(f"{self.plan.stage}: checkpoint {path} cannot be read ({reason}); trying an older one")
                 continue

@@ -7,11 +7,15 @@ import numpy as np
 import tensorflow as tf
 
 from sivdnas_tf.config import check_searchable
+from sivdnas_tf.darts_rule import ranking
 from sivdnas_tf.data.augment import configured_augmentation
 from sivdnas_tf.data.datasets import as_datasets, bilevel_batches, steps_per_epoch, with_name_of
 from sivdnas_tf.errors import ConfigError, DataError
+from sivdnas_tf.methods.registry import get_method
 from sivdnas_tf.models.supernet import Supernet
+from sivdnas_tf.posterior import named_method
 from sivdnas_tf.profiling import costs
+from sivdnas_tf.random_search import write_random_search
 from sivdnas_tf.run_dir import as_run_dir, write_json
 from sivdnas_tf.search_space import CELL_TYPES, get_search_space, plan_network
 from sivdnas_tf.training import objective, schedules
@@ -83,12 +87,13 @@ def build_supernet(config, image_shape, classes, steps, class_weights=None):
       class_weights: float `[classes]`, or None.
     """
     search, space = config.search, get_search_space(config.search.search_space)
-    plan = supernet_plan(config, image_shape, classes)
+    method, plan = get_method(search.method), supernet_plan(config, image_shape, classes)
     with precision_scope(search.precision):
         supernet = Supernet(
             space,
             plan,
-            mixing=search.mixing,
+            method=method,
+            mixing=method.mixing_in(search),
             initial_log_dropout_rate=search.initial_log_dropout_rate,
             noise_shape=search.noise_shape,
             gate_gradient=search.gate_gradient,
@@ -110,7 +115,7 @@ def build_supernet(config, image_shape, classes, steps, class_weights=None):
         weight_decay=search.weight_decay,
         architecture_weight_decay=search.architecture_weight_decay,
         gradient_clip_norm=search.gradient_clip_norm,
-        hypergradient_order=search.hypergradient_order,
+        hypergradient_order=method.hypergradient_order_in(search),
         class_weights=class_weights,
         cost_scale=search.cost_scale,
         cost_terms=_cost_terms(config, unit=config.budget.macs) if search.cost_scale else None,
@@ -146,6 +151,8 @@ def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
     if run_dir is None:
         with tempfile.TemporaryDirectory(prefix="sivdnas-search-") as directory:
             return run_search(config, datasets, directory, overwrite, say)
+    if not get_method(config.search.method).trains_supernet:
+        return write_random_search(config, as_run_dir(run_dir), overwrite, say)
     check_searchable(config)
     run_dir, datasets = as_run_dir(run_dir), as_datasets(datasets, config)
     config = with_name_of(config, datasets)
@@ -183,7 +190,8 @@ def _loop_plan(config, datasets, run_dir, supernet, steps, cost_terms):
     history = _History(run_dir, supernet, *cost_terms)
 
     def on_epoch_begin(epoch):
-        gap = schedules.prior_gap(epoch, search.warmup_epochs, search.prior_gap_decay)
+        # Not annealed is lambda = 0.
+        gap = schedules.prior_gap(epoch, search.warmup_epochs, search.prior_gap_decay) if supernet.method.annealed else 1.0
         supernet.operation_prior_gap.assign(gap)
         supernet.edge_prior_gap.assign(gap)
 
@@ -195,6 +203,7 @@ def _loop_plan(config, datasets, run_dir, supernet, steps, cost_terms):
             "prior_gap": float(supernet.operation_prior_gap.numpy()),
             "learning_rate": rates,
             "frozen": epoch < search.warmup_epochs,
+            **named_method(search.method),
         }
 
     return LoopPlan(
@@ -231,7 +240,10 @@ def _summary(record):
 
 
 class _History:
-    """search/posterior_history.npz: keep probabilities after each epoch, rewritten every epoch; resumes with the epochs before its own."""
+    """search/posterior_history.npz: keep probabilities after each epoch, rewritten every epoch; resumes with the epochs before its own.
+
+    A method that ranks by weight has `{cell type}_operation_weight` [T, E, P] as well, the softmax over an edge's operations.
+    """
 
     def __init__(self, run_dir, supernet, fixed_cost, cost_terms):
         self._run_dir, self._supernet = run_dir, supernet
@@ -246,6 +258,8 @@ class _History:
             cell = posterior.cell(cell_type)
             operations, edges = cell.operation_keep_probability, cell.edge_keep_probability
             new[f"{cell_type}_operation_keep_probability"], new[f"{cell_type}_edge_keep_probability"] = operations, edges
+            if self._supernet.method.ranked_by == "weight":
+                new[f"{cell_type}_operation_weight"] = ranking(posterior, cell_type)
             kept = operations * edges[:, np.newaxis]
             expected += float(kept.sum())
             cost += float((kept * self._cost_terms[cell_type]).sum())
@@ -254,5 +268,6 @@ class _History:
         stacked = {key: np.stack([*self._arrays.get(key, ())[:epoch], value]) for key, value in new.items()}
         space = self._supernet.space
         self._arrays = {**stacked, "edges": np.array(space.edge_names), "primitives": np.array(space.primitives)}
+        self._arrays |= named_method(self._supernet.method.name, np.array)
         self._run_dir.write_npz(_HISTORY, self._arrays)
         return {"expected_operations": expected, "expected_macs": cost}

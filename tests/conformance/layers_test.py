@@ -15,7 +15,8 @@ import export
 import sivdnas_tf
 from export.freeze import Normalise
 from sivdnas_tf.layers import blocks
-from sivdnas_tf.layers.semi_implicit_dropout import SemiImplicitDropout
+from sivdnas_tf.layers.mixing_weights import MixingWeights
+from sivdnas_tf.layers.semi_implicit_dropout import GaussianDropout, SemiImplicitDropout
 from sivdnas_tf.models import heads
 
 
@@ -65,18 +66,22 @@ CASES = {
         trainable=2,
         compute_output_shape=False,
     ),
+    "gaussian dropout": Case(
+        lambda: GaussianDropout((2, 3), mixing="average", initial_log_dropout_rate=-1.0), trainable=2, compute_output_shape=False
+    ),
+    "mixing weights": Case(lambda: MixingWeights((2, 3), mixing="softmax"), trainable=1, compute_output_shape=False),
 }
 every_layer = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 
 
 def call(layer, inputs, **kwargs):
     # A draw is one argument of two tensors.
-    return layer(inputs, **kwargs) if isinstance(layer, SemiImplicitDropout) else layer(*inputs, **kwargs)
+    return layer(inputs, **kwargs) if isinstance(layer, MixingWeights) else layer(*inputs, **kwargs)
 
 
 def arguments(case):
     layer = case.make()
-    if isinstance(layer, SemiImplicitDropout):
+    if isinstance(layer, MixingWeights):
         return layer, list(layer.draw(tf.constant([1, 2])))
     return layer, case.inputs()
 
@@ -155,7 +160,7 @@ def test_eager_and_graph_agree(case, training):
         layer.set_weights(values)  # a batch-norm moves its averages
         return flat(function())
 
-    if isinstance(layer, SemiImplicitDropout):
+    if isinstance(layer, MixingWeights):
         pair = run(lambda: call(layer, inputs)), run(tf.function(lambda: call(layer, inputs)))
     else:
         pair = (
