@@ -182,6 +182,7 @@ def test_two_replicas_share_the_batches(open_source):
     options = options_of(datasets, augmentation=EVERYTHING)
     strategy = make_strategy("mirrored")
     distributed = strategy.experimental_distribute_dataset(batches(datasets.train, 8, **options))
+    assert batches(datasets.train, 8, **options).element_spec[0].shape == (8, 6, 6, 3)
     for (expected_images, expected_labels), shared in zip(batches_of(datasets.train, 8, **options), distributed, strict=True):
         images, labels = (tf.concat(strategy.experimental_local_results(part), axis=0) for part in shared)
         np.testing.assert_array_equal(images, expected_images)
