@@ -44,6 +44,7 @@ def kept(run, cell_type):
     return [(edge.predecessor, edge.node, edge.operation) for edge in RunDir(run).read_genotype().cell(cell_type).edges]
 
 
+@pytest.mark.slow
 def test_h_vdnas_from_search_to_genotype(search, call, refusal, small_space):
     run, _ = search("h_vdnas", "--config.search.warmup_epochs=0")  # annealing, if there were any, would begin after the first epoch
     records, posterior = check_search(run, "h_vdnas")
@@ -119,6 +120,7 @@ def test_a_contradicting_setting_is_refused_before_anything_is_made(refusal, tin
     )
 
 
+@pytest.mark.slow
 def test_best_of_scores_draws_in_the_supernet_of_the_search(search, call, refusal, small_space, monkeypatch):
     from sivdnas_tf.training import score
 

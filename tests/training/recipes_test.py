@@ -178,7 +178,11 @@ def fixture_one_device(images, tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("strategy", "precision"),
-    [("mirrored", "float32"), ("none", "mixed_float16"), pytest.param("mirrored", "mixed_bfloat16", marks=pytest.mark.slow)],
+    [
+        ("none", "mixed_float16"),
+        pytest.param("mirrored", "float32", marks=pytest.mark.slow),
+        pytest.param("mirrored", "mixed_bfloat16", marks=pytest.mark.slow),
+    ],
 )
 def test_every_option_at_once_on_two_replicas_and_in_half_precision(images, one_device, tmp_path, strategy, precision):
     records, weights = every_option(images, tmp_path, strategy, precision)
