@@ -11,7 +11,7 @@ initial dropout rates (log delta = -5), and how the KL is weighted (1/N, the ELB
 of the search has 24,750.
 """
 
-from configs import cifar10_eval
+from configs import cifar10_eval, imagenet_eval
 
 
 def get_config():
@@ -34,10 +34,5 @@ def get_config():
     config.search.prior_gap_decay = 0.95
 
     # The mobile setting: what the cells would cost at 224x224 with 48 channels and 14 cells.
-    config.budget.network = "imagenet"
-    config.budget.channels = 48
-    config.budget.cells = 14
-    config.budget.classes = 1000
-    config.budget.resolution = 224
-    config.budget.macs = 600e6
+    config.budget = imagenet_eval.get_config().budget
     return config

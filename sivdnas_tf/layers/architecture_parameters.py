@@ -3,13 +3,12 @@
 import numpy as np
 import tensorflow as tf
 
-from sivdnas_tf.layers.mixing_weights import MixingWeights
+from sivdnas_tf.layers.mixing_weights import Certain, MixingWeights
 from sivdnas_tf.layers.semi_implicit_dropout import GaussianDropout, SemiImplicitDropout
 from sivdnas_tf.posterior import ALWAYS_KEPT
-from sivdnas_tf.variational.distributions import Draw
 
 
-class NoParameters:
+class NoParameters(Certain):
     """Stands in for the layer of a level that has no parameters: every sample is 1, nothing is learnt, and no variable exists.
 
     Args:
@@ -21,28 +20,9 @@ class NoParameters:
     def __init__(self, shape):
         self.shape = shape
 
-    def draw(self, seed, noise_shape=(), noise_seed=None):
-        """A `Draw` of ones and zeros, whatever the arguments."""
-        del seed, noise_shape, noise_seed
-        return Draw(tf.ones(self.shape), tf.zeros(self.shape))
-
-    def differentiable(self, draw, seed):
-        """`draw`."""
-        del seed
-        return draw
-
     def __call__(self, draw):
         """The gates of `draw`: ones, but where a caller closes some."""
         return draw.gate
-
-    def kl_divergence(self, draw, prior_gap):
-        """0."""
-        del draw, prior_gap
-        return tf.zeros([])
-
-    def keep_probability(self):
-        """1 everywhere, float32 of `shape`."""
-        return tf.ones(self.shape)
 
     def expected_sample(self):
         """1 everywhere, float32 of `shape`."""

@@ -11,8 +11,31 @@ from sivdnas_tf.variational.distributions import Draw
 MIXINGS = ("identity", "average", "sigmoid", "softmax")
 
 
+class Certain:
+    """What parameters of `shape` without a posterior have in common: nothing is drawn, and there is no divergence."""
+
+    def draw(self, seed, noise_shape=(), noise_seed=None):
+        """Nothing is left to chance, whatever the arguments: a `Draw` of ones and zeros."""
+        del seed, noise_shape, noise_seed
+        return Draw(tf.ones(self.shape), tf.zeros(self.shape))
+
+    def differentiable(self, draw, seed):
+        """`draw`: there is no rate that a gate could pass gradient to."""
+        del seed
+        return draw
+
+    def kl_divergence(self, draw, prior_gap):
+        """0: there is no posterior."""
+        del draw, prior_gap
+        return tf.zeros([])
+
+    def keep_probability(self):
+        """1 everywhere, float32 of `shape`."""
+        return tf.ones(self.shape)
+
+
 @keras.saving.register_keras_serializable(package="sivdnas_tf")
-class MixingWeights(keras.layers.Layer):
+class MixingWeights(Certain, keras.layers.Layer):
     """Weights gamma without gate, noise or dropout rate: a sample is gamma (DARTS, Eq. 2, with mixing="softmax").
 
     Called and drawn like `SemiImplicitDropout`, which it is the limit delta -> 0 of. Always float32, whatever the precision policy:
@@ -67,16 +90,6 @@ class MixingWeights(keras.layers.Layer):
             return tf.nn.softmax(weight, axis=-1) if self.groups is None else _segment_softmax(weight, self.groups)
         return weight
 
-    def draw(self, seed, noise_shape=(), noise_seed=None):
-        """Nothing is left to chance, whatever the arguments: a `Draw` of ones and zeros."""
-        del seed, noise_shape, noise_seed
-        return Draw(tf.ones(self.shape), tf.zeros(self.shape))
-
-    def differentiable(self, draw, seed):
-        """`draw`: there is no rate that a gate could pass gradient to."""
-        del seed
-        return draw
-
     def call(self, draw):
         """The sample of a step: gate * gamma, float32 of `shape`."""
         gate, _ = draw
@@ -86,15 +99,6 @@ class MixingWeights(keras.layers.Layer):
         """`shape`, whatever the draw's."""
         del draw_shape
         return self.shape
-
-    def kl_divergence(self, draw, prior_gap):
-        """0: there is no posterior."""
-        del draw, prior_gap
-        return tf.zeros([])
-
-    def keep_probability(self):
-        """1 everywhere, float32 of `shape`."""
-        return tf.ones(self.shape)
 
     def expected_sample(self):
         """gamma, float32 of `shape`."""
