@@ -18,7 +18,6 @@ from sivdnas_tf.posterior import Posterior
 from sivdnas_tf.profiling.costs import budget_text, check_budget, check_latency, cost_in, cost_text, deployed_cost, fits_budget
 from sivdnas_tf.search_space import CELL_TYPES, get_search_space
 
-RULES = ("budget", "mode", "sample")  # that go by the keep probabilities alone, and keep any number
 MODE_THRESHOLD = 0.5
 MAX_DRAWS = 1000
 # Why rule "darts" or a draw closes what it closes; the other rules hold keep probabilities against a threshold.
