@@ -19,7 +19,7 @@ import time
 import numpy as np
 
 from sivdnas_tf.genotype import Cell, Edge, Genotype
-from sivdnas_tf.search_space import EVALUATION_OPERATIONS
+from sivdnas_tf.search_space import DARTS_OPERATIONS
 from sivdnas_tf.zoo import registry
 
 FILES = 100
@@ -33,7 +33,7 @@ _CHILD = (
 def random_cell(generator):
     """Four nodes, each of one or two operations on any of the tensors before it."""
     edges = [
-        Edge(node, int(generator.integers(node)), str(generator.choice(EVALUATION_OPERATIONS)))
+        Edge(node, int(generator.integers(node)), str(generator.choice(DARTS_OPERATIONS)))
         for node in range(2, 6)
         for _ in range(generator.integers(1, 3))
     ]

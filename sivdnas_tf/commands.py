@@ -78,6 +78,7 @@ def derive_genotype(run_dir, rule=None, seed=None, budget_macs=None, overwrite=F
         budget=config.budget,
         measure_latency=_latency_measure(config.budget),
         samples=config.derive.samples,
+        rank_by=config.derive.rank_by,
         score=_genotype_score(config, run_dir, say),
     )
     if run_dir.begin("derive", settings, overwrite).done:
@@ -122,9 +123,11 @@ def _derivation_lines(derivation, budget):
         shown = ", ".join(f"{edge.predecessor}->{edge.node} {edge.operation}" for edge in edges)
         n_edges = len(details["edges"])
         yield (
-            f"derive: {cell_type} cell keeps {len(edges)} of {n_edges * len(details['primitives'])} operations on {cell['n_edges']} of "
-            f"{n_edges} edges: {shown}"
+            f"derive: {cell_type} cell keeps {cell['n_operations']} of {n_edges * len(details['primitives'])} operations on "
+            f"{cell['n_edges']} of {n_edges} edges: {shown}"
         )
+    if "architecture_string" in details:
+        yield f"derive: {details['architecture_string']}"
     cost = costs.Cost(**details["cost"])
     yield (
         f"derive: {costs.cost_in(cost, budget.convention):,} of {budget.macs:,.15g} {budget.convention}, {cost.params:,} params deployed "
@@ -252,7 +255,7 @@ def dry_run(config, say=print):
     steps = steps_per_epoch(datasets.train, config.train.batch_size)
     say(f"train: {config.train.epochs} epochs of {steps} steps of {config.train.batch_size} images")
     dense = costs.cost_in(costs.deployed_cost(full_genotype(config.search.search_space), config.budget), config.budget.convention)
-    say(f"deployed network: {dense:,} {config.budget.convention} with every operation kept; budget {config.budget.macs:,.15g}")
+    say(f"deployed network: {dense:,} {config.budget.convention} with all that can be kept; budget {config.budget.macs:,.15g}")
 
 
 def _search_line(config, datasets):

@@ -12,13 +12,15 @@ import sys
 
 from sivdnas_tf.errors import ConfigError, nearest
 from sivdnas_tf.methods.registry import METHODS, get_method
-from sivdnas_tf.search_space import NETWORKS, SEARCH_SPACES
+from sivdnas_tf.search_space import NETWORKS, SEARCH_SPACES, get_search_space
 
 STRATEGIES = ("auto", "none", "mirrored", "multi_worker")
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 LEARNING_RATE_SCHEDULES = ("cosine", "linear")
 # How a posterior becomes a genotype: `derive.derive`.
 DERIVATION_RULES = ("budget", "mode", "sample", "redraw", "best_of", "darts")
+# What a derivation can rank an edge's operations by: `darts_rule.ranking`.
+RANKINGS = ("method", "keep_probability", "contribution", "weight")
 # In which a latency can be measured: see export/latency.py.
 LATENCY_RUNTIMES = ("keras", "tflite_1", "tflite_all", "onnxruntime")
 
@@ -95,8 +97,8 @@ class SearchConfig:
     """The supernet, its posterior and the bilevel optimisation (METHOD.md sections 2 and 3).
 
     Attributes:
-      search_space: name of the space; its primitives compete on every edge.
-      channels, cells: size of the supernet.
+      search_space: name of the space, "darts" or "nasbench201"; its primitives compete on every edge.
+      channels, cells: size of the supernet; cells are a multiple of three in "nasbench201".
       resolution: pixels a side that the search sees, from 8 to 64, images shrunk or enlarged to it; 0 takes them as `data` gives them.
       epochs: passes over the weight half of the training images, or of `steps_per_epoch` steps.
       steps_per_epoch: steps of an epoch, at most what the half has; each epoch then sees another random part of it. 0 sees all of it.
@@ -113,13 +115,18 @@ class SearchConfig:
       gate_gradient: what gradient the draw of a gate passes to its dropout rate: "none" (the paper), "straight_through" or "relaxed". The
         last two compute every operation in the architecture's step, at its full price.
       gate_temperature: of "relaxed".
+      noise_in: which of a step's two updates have the Gaussian noise: "both" (the paper), or the "architecture"'s alone; gates are in both.
       kl_weight: what the KL divergence is multiplied by beside the batch-mean cross-entropy; 1 / N is the ELBO as written.
+      kl_ramp_epochs: the KL divergence's weight grows linearly to kl_weight over so many epochs after the warm-up; 0 has it from the start.
+      kl_centered: whether the divergence's gradient to the log dropout rates is centred, over an edge's operations and over a node's edges:
+        the prior then moves rates against each other, not all of them up. Not the paper's.
       cost_scale: what the expected multiply-adds of the deployed network, as a share of `budget.macs`, are multiplied by in the
         architecture's loss: steers the search to the budget.
       prior_gap_decay: what (1 - lambda)^2 is multiplied by an epoch, after the warm-up.
       hypergradient_order: of the architecture's gradient: 1, as if the weights did not depend on the architecture, or 2, through one step
         of theirs (DARTS' unrolled gradient; about three times the time of a step). darts_second is of order 2 without it.
       architecture_learning_rate, architecture_beta_1, architecture_beta_2: of Adam on the architecture parameters.
+      dropout_rate_learning_rate: of Adam on log delta and log sigma, with the same betas; 0 is architecture_learning_rate.
       architecture_weight_decay: coupled, on w and phi only (on log delta it would be a prior nobody asked for).
       learning_rate, final_learning_rate: of SGD on the weights, cosine over the epochs.
       momentum, weight_decay, gradient_clip_norm: of SGD on the weights; the decay is coupled, the clipping global, 0 turns it off.
@@ -127,6 +134,8 @@ class SearchConfig:
       precision: Keras' dtype policy: "float32", "mixed_bfloat16", or "mixed_float16" with dynamic loss scaling. For accelerators: slower on
         a CPU. Architecture parameters are float32 in any case.
       jit_compile: whether XLA compiles the step. For accelerators: far slower on a CPU. One device only.
+      normalize_skips: whether skip connections of stride 1 end in batch-norm without affine parameters, as all other operations do; not
+        the paper's.
       recompute: whether the backward pass computes each cell once more, instead of the forward pass keeping what is within it: less
         memory, more time.
     """
@@ -145,13 +154,17 @@ class SearchConfig:
     noise_shape: str = _field("operation", choices=("operation", "cell", "example"))
     gate_gradient: str = _field("none", choices=("none", "straight_through", "relaxed"))
     gate_temperature: float = _field(0.5, above=0.0)
+    noise_in: str = _field("both", choices=("both", "architecture"))
     kl_weight: float = _field(0.01, low=0.0)
+    kl_ramp_epochs: int = _field(0, low=0)
+    kl_centered: bool = False
     cost_scale: float = _field(0.0, low=0.0)
     prior_gap_decay: float = _field(0.95, above=0.0, high=1.0)
     hypergradient_order: int = _field(1, low=1, high=2)
     architecture_learning_rate: float = _field(3e-4, above=0.0)
     architecture_beta_1: float = _field(0.5, low=0.0, high=0.9999)
     architecture_beta_2: float = _field(0.999, low=0.0, high=0.999999)
+    dropout_rate_learning_rate: float = _field(0.0, low=0.0)
     architecture_weight_decay: float = _field(1e-3, low=0.0)
     learning_rate: float = _field(0.025, above=0.0)
     final_learning_rate: float = _field(0.001, low=0.0)
@@ -161,6 +174,7 @@ class SearchConfig:
     cutout_length: int = _field(0, low=0)
     precision: str = _field("float32", choices=PRECISIONS)
     jit_compile: bool = False
+    normalize_skips: bool = False
     recompute: bool = False
 
 
@@ -173,11 +187,14 @@ class DeriveConfig:
         si_vdnas and h_vdnas is "budget". `derive --rule` takes any that fits the method, and means it.
       seed: of the draws of "sample", "redraw" and "best_of".
       samples: number of draws of "best_of".
+      rank_by: what rule "darts" ranks operations by, and in a space of one operation an edge every rule: "keep_probability",
+        "contribution" (that times the size of the mixing weights), "weight" (the softmax of w), or what the search's "method" says.
     """
 
     rule: str = _field("budget", choices=DERIVATION_RULES)
     seed: int = _field(0, low=0, high=2**31 - 1)
     samples: int = _field(16, low=1, high=10_000)
+    rank_by: str = _field("method", choices=RANKINGS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +228,7 @@ class TrainConfig:
     """The evaluation network and its training (METHOD.md section 7).
 
     Attributes:
-      network, channels, cells: the evaluation network; classes and resolution are the data's.
+      network, channels, cells: the evaluation network, built of cells of `search.search_space`; classes and resolution are the data's.
       epochs: over all training images but the held-out ones.
       batch_size: images a step, all replicas together.
       learning_rate, final_learning_rate: of SGD, at the first epoch and after the last.
@@ -223,7 +240,7 @@ class TrainConfig:
       ema_decay: of an exponential moving average of the network, updated every step, which is what the held-out images measure and what is
         kept; 0 keeps the weights themselves. See `training.averaging`.
       drop_path_rate: probability of dropping a path in the last epoch; grows linearly from 0.
-      auxiliary_weight: weight of the auxiliary head's loss; 0 builds no head.
+      auxiliary_weight: weight of the auxiliary head's loss; 0 builds no head, and must be it for a "nasbench201" network, which has none.
       label_smoothing: share of the target spread over all classes.
       cutout_length: side in pixels of the square that Cutout zeroes; 0 turns it off.
       checkpoint_choice: which weights are kept: those of the "best" epoch on the held-out images, or of the "last".
@@ -324,12 +341,30 @@ class Config:
     distribution: DistributionConfig = dataclasses.field(default_factory=DistributionConfig)
 
     def __post_init__(self):
-        method = get_method(self.search.method)
+        method, space = get_method(self.search.method), get_search_space(self.search.search_space)
         method.check_settings(self.search)
+        for section in ("budget", "train"):
+            network = getattr(self, section).network
+            if network not in space.networks:
+                raise ConfigError(
+                    f"{section}.network must be built of cells of search.search_space {space.name}: {' or '.join(space.networks)}. "
+                    f"Received: {section}.network={network!r}"
+                )
+        if self.train.network == "nasbench201" and self.train.auxiliary_weight:
+            raise ConfigError(
+                "a nasbench201 network has no auxiliary head. Expected train.auxiliary_weight 0. "
+                f"Received: train.auxiliary_weight={self.train.auxiliary_weight}"
+            )
         if method.hypergradient_order_in(self.search) == 2 and self.search.precision != "float32":
             raise ConfigError(
                 "search.hypergradient_order 2 takes a finite difference, which needs search.precision float32. "
                 f"Received: search.precision={self.search.precision!r}"
+            )
+        if self.search.dropout_rate_learning_rate and self.search.precision == "mixed_float16":
+            raise ConfigError(
+                "search.dropout_rate_learning_rate makes a second optimizer, whose loss scaling would part from the first one's. "
+                "Expected 0, or another search.precision. "
+                f"Received: search.dropout_rate_learning_rate={self.search.dropout_rate_learning_rate}"
             )
         if self.search.warmup_epochs >= self.search.epochs:
             raise ConfigError(

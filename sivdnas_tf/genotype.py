@@ -4,8 +4,17 @@
      "normal": {"edges": [{"node": 2, "predecessor": 0, "operation": "sep_conv_3x3"}, ...], "concat": [2, 3, 4, 5]},
      "reduction": {...}}
 
-Nodes 0 and 1 are the outputs of cells k-2 and k-1, intermediate nodes count from 2. Several operations on one edge are several
-entries, and are summed; so is an operation that an edge names twice (NASNet). A cell's output concatenates the nodes in `concat`.
+Without "search_space" it is of "darts". There, nodes 0 and 1 are the outputs of cells k-2 and k-1, intermediate nodes count from 2.
+Several operations on one edge are several entries, and are summed; so is an operation that an edge names twice (NASNet). A cell's output
+concatenates the nodes in `concat`.
+
+    {"schema_version": 1, "name": "mine", "search_space": "nasbench201",
+     "architecture_string": "|nor_conv_3x3~0|+|none~0|nor_conv_3x3~1|+|skip_connect~0|none~1|skip_connect~2|",
+     "normal": {"edges": [{"node": 1, "predecessor": 0, "operation": "nor_conv_3x3"}, ...], "concat": [3]}}
+
+There, node 0 is the cell's input, each of the six edges has one entry, in order ("none" where it was dropped), and the string says the
+same as the edges.
+
 A file from a stranger is read as JSON and checked here; it can at worst be refused.
 """
 
@@ -14,10 +23,12 @@ import hashlib
 import json
 import pathlib
 
+from sivdnas_tf.architecture_string import format_architecture, parse_architecture
 from sivdnas_tf.errors import GenotypeError, nearest
-from sivdnas_tf.search_space import CELL_TYPES, EVALUATION_OPERATIONS, N_CELL_INPUTS
+from sivdnas_tf.search_space import CELL_TYPES, DARTS_OPERATIONS, EVALUATION_OPERATIONS, N_CELL_INPUTS, SEARCH_SPACES
 
 SCHEMA_VERSION = 1
+_DEFAULT_SPACE = "darts"  # of a genotype that names none
 # Far above any published cell (5 nodes); keeps a hostile file from asking for a network that fills the memory.
 MAX_NODE = 64
 MAX_EDGES = 1024
@@ -58,20 +69,36 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Genotype:
-    """A pair of cells with a name. Build one with `from_dict`, `from_json` or `load`: they validate.
+    """The cells of an architecture, with a name. Build one with `from_dict`, `from_json` or `load`: they validate.
 
     Attributes:
       name: for tables and reports; says nothing about the architecture.
-      normal, reduction: `Cell`s.
+      normal, reduction: `Cell`s; None for the type that the search space does not have.
+      search_space: name of the `SearchSpace` that its cells are of.
     """
 
     name: str
     normal: Cell
-    reduction: Cell
+    reduction: Cell | None = None
+    search_space: str = _DEFAULT_SPACE
 
     def __post_init__(self):
         for cell_type in CELL_TYPES:
-            _check_cell(getattr(self, cell_type), cell_type)
+            if (self.cell(cell_type) is not None) != (cell_type in self.cell_types):
+                raise GenotypeError(
+                    f"a genotype of {self.search_space} has the cells {', '.join(self.cell_types)}. "
+                    f"Received: {cell_type}={shown(self.cell(cell_type))}"
+                )
+        for cell_type in self.cell_types:
+            if self.search_space == _DEFAULT_SPACE:
+                _check_cell(self.cell(cell_type), cell_type)
+            else:
+                _check_whole_cell(self.cell(cell_type), cell_type, SEARCH_SPACES[self.search_space])
+
+    @property
+    def cell_types(self):
+        """Types of the cells that it has, in order."""
+        return SEARCH_SPACES[self.search_space].cell_types
 
     def cell(self, cell_type):
         """The cell of type "normal" or "reduction"."""
@@ -79,8 +106,15 @@ class Genotype:
 
     @property
     def multipliers(self):
-        """Number of concatenated nodes of the normal and of the reduction cell: what `plan_network` needs."""
-        return len(self.normal.concat), len(self.reduction.concat)
+        """Number of concatenated nodes of each type of cell: what `plan_network` needs."""
+        return tuple(len(self.cell(cell_type).concat) for cell_type in self.cell_types)
+
+    @property
+    def architecture_string(self):
+        """The cell as NAS-Bench-201 writes it, None for another search space."""
+        if self.search_space != "nasbench201":
+            return None
+        return format_architecture((edge.operation, edge.predecessor, edge.node) for edge in self.normal.edges)
 
     def canonical(self):
         """The same architecture with edges and concatenation in sorted order.
@@ -94,9 +128,9 @@ class Genotype:
                 ),
                 concat=tuple(sorted(cell.concat)),
             )
-            for cell in (self.normal, self.reduction)
+            for cell in map(self.cell, self.cell_types)
         ]
-        return Genotype(self.name, *cells)
+        return dataclasses.replace(self, **dict(zip(self.cell_types, cells, strict=True)))
 
     @property
     def sha256(self):
@@ -106,15 +140,17 @@ class Genotype:
 
     def to_dict(self):
         """The genotype as JSON types, schema 1."""
+        space = {"search_space": self.search_space, "architecture_string": self.architecture_string}
         return {
             "schema_version": SCHEMA_VERSION,
             "name": self.name,
+            **({} if self.search_space == _DEFAULT_SPACE else space),
             **{
                 cell_type: {
                     "edges": [dataclasses.asdict(edge) for edge in self.cell(cell_type).edges],
                     "concat": list(self.cell(cell_type).concat),
                 }
-                for cell_type in CELL_TYPES
+                for cell_type in self.cell_types
             },
         }
 
@@ -125,11 +161,29 @@ class Genotype:
     @classmethod
     def from_dict(cls, data):
         """Reads JSON types; raises `GenotypeError` naming the entry that is wrong."""
-        check_keys(data, ("schema_version", "name", *CELL_TYPES), "the genotype")
+        space = _read_search_space(data)
+        named = space.name != _DEFAULT_SPACE
+        required = ("search_space", "architecture_string") if named else ()
+        check_keys(data, ("schema_version", "name", *required, *space.cell_types), "the genotype", optional=("search_space",))
         version = data["schema_version"]
         if not _is_int(version) or version != SCHEMA_VERSION:
             raise GenotypeError(f"unknown genotype schema. Expected schema_version={SCHEMA_VERSION}. Received: {shown(version)}")
-        return cls(check_name(data["name"]), *(_read_cell(data[cell_type], cell_type) for cell_type in CELL_TYPES))
+        cells = {cell_type: _read_cell(data[cell_type], cell_type) for cell_type in space.cell_types}
+        genotype = cls(check_name(data["name"]), **cells, search_space=space.name)
+        if named and data["architecture_string"] != genotype.architecture_string:
+            raise GenotypeError(
+                f"architecture_string must say what the edges say. Expected {genotype.architecture_string}. "
+                f"Received: {shown(data['architecture_string'])}"
+            )
+        return genotype
+
+    @classmethod
+    def from_architecture_string(cls, text):
+        """Reads NAS-Bench-201's string, which becomes the name too; raises `GenotypeError` where it is no such string."""
+        space = SEARCH_SPACES["nasbench201"]
+        operations = parse_architecture(text, space.edges, space.operations)
+        edges = tuple(Edge(node, predecessor, name) for (predecessor, node), name in zip(space.edges, operations, strict=True))
+        return cls(text, Cell(edges, space.outputs), search_space=space.name)
 
     @classmethod
     def from_json(cls, text):
@@ -223,6 +277,16 @@ def check_keys(data, expected, where, optional=()):
             raise GenotypeError(f"{where} lacks {key!r}. Expected {', '.join(expected)}. Received: {', '.join(map(shown, data))}")
 
 
+def _read_search_space(data):
+    name = data.get("search_space", _DEFAULT_SPACE) if isinstance(data, dict) else _DEFAULT_SPACE
+    if not isinstance(name, str) or name not in SEARCH_SPACES:
+        raise GenotypeError(
+            f"unknown search space of a genotype.{nearest(name, SEARCH_SPACES)} Expected one of {', '.join(SEARCH_SPACES)}. "
+            f"Received: search_space={shown(name)}"
+        )
+    return SEARCH_SPACES[name]
+
+
 def _read_cell(data, cell_type):
     check_keys(data, ("edges", "concat"), f"the {cell_type} cell")
     for key in ("edges", "concat"):
@@ -250,10 +314,13 @@ def check_edge(edge, where):
         raise GenotypeError(
             f"{where} must come from an earlier node than it ends in. Received: predecessor={edge.predecessor}, node={edge.node}"
         )
-    if not isinstance(edge.operation, str) or edge.operation not in EVALUATION_OPERATIONS:
+    _check_operation(edge.operation, DARTS_OPERATIONS, where)
+
+
+def _check_operation(operation, known, where):
+    if not isinstance(operation, str) or operation not in known:
         raise GenotypeError(
-            f"{where} has an unknown operation.{nearest(edge.operation, EVALUATION_OPERATIONS)} "
-            f"Expected one of {', '.join(EVALUATION_OPERATIONS)}. Received: {shown(edge.operation)}"
+            f"{where} has an unknown operation.{nearest(operation, known)} Expected one of {', '.join(known)}. Received: {shown(operation)}"
         )
 
 
@@ -268,6 +335,22 @@ def check_concat(concat, fed, where):
             raise GenotypeError(f"{where} must not repeat a node. Received: {shown(list(concat))}")
         if node not in fed:
             raise GenotypeError(f"{where} uses node {node}, which no edge feeds. Received: concat={shown(list(concat))}")
+
+
+def _check_whole_cell(cell, cell_type, space):
+    """Raises `GenotypeError` unless the cell has every edge of its `SearchSpace` once, in order, and the space's output."""
+    received = [(edge.predecessor, edge.node) for edge in cell.edges]
+    if received != list(space.edges):
+        raise GenotypeError(
+            f"{cell_type}.edges must be the {len(space.edges)} edges of {space.name}, in order: {', '.join(space.edge_names)}. "
+            f"Received: {shown(received)}"
+        )
+    for index, edge in enumerate(cell.edges):
+        if type(edge.node) is not int or type(edge.predecessor) is not int:
+            raise GenotypeError(f"{cell_type}.edges[{index}] must join nodes by integers. Received: {shown(edge)}")
+        _check_operation(edge.operation, space.operations, f"{cell_type}.edges[{index}]")
+    if list(cell.concat) != list(space.outputs) or any(type(node) is not int for node in cell.concat):
+        raise GenotypeError(f"{cell_type}.concat must be {list(space.outputs)} in {space.name}. Received: {shown(list(cell.concat))}")
 
 
 def _check_cell(cell, cell_type):

@@ -6,12 +6,14 @@ import numpy as np
 
 from sivdnas_tf.errors import RunDirError
 from sivdnas_tf.methods.registry import METHODS
-from sivdnas_tf.search_space import CELL_TYPES, get_search_space
+from sivdnas_tf.search_space import get_search_space
 
+# How architecture parameters become mixing weights: `layers.mixing_weights`.
+MIXINGS = ("identity", "average", "sigmoid", "softmax")
 _FIELDS = ("operation_weights", "log_operation_dropout_rate", "edge_weights", "log_edge_dropout_rate")
 # What stands for the log dropout rate of what a method gives none: finite, and a keep_probability of exactly 1.
 ALWAYS_KEPT = -100.0
-_UNNAMED_METHOD = "si_vdnas"
+_UNNAMED_METHOD, _UNNAMED_MIXING = "si_vdnas", "identity"
 
 
 def keep_probability(log_dropout_rate):
@@ -55,31 +57,41 @@ class CellPosterior:
 
 @dataclasses.dataclass(frozen=True)
 class Posterior:
-    """Both cell types' parameters, and where they come from.
+    """The parameters of all cell types, and where they come from.
 
     Attributes:
       search_space: name of the `SearchSpace` whose edges and primitives the axes count.
       epoch: number of finished epochs.
-      normal, reduction: `CellPosterior`s.
+      normal, reduction: `CellPosterior`s; None for the type that the search space does not have.
       method: name of the search method (`methods.registry`).
+      mixing: how w and phi become mixing weights (`config.SearchConfig`).
     """
 
     search_space: str
     epoch: int
     normal: CellPosterior
-    reduction: CellPosterior
+    reduction: CellPosterior | None = None
     method: str = _UNNAMED_METHOD
+    mixing: str = _UNNAMED_MIXING
+
+    @property
+    def cell_types(self):
+        """Types of cells that have parameters, in order."""
+        return get_search_space(self.search_space).cell_types
 
     def cell(self, cell_type):
         """The parameters of cell type "normal" or "reduction"."""
         return {"normal": self.normal, "reduction": self.reduction}[cell_type]
 
     def to_arrays(self):
-        """The content of posterior.npz: `{cell type}_{parameter}`, the names of the axes, and the method's, unless it is si_vdnas."""
+        """The content of posterior.npz.
+
+        `{cell type}_{parameter}`, the names of the axes, and, unless they are si_vdnas and identity, those of the method and the mixing.
+        """
         space = get_search_space(self.search_space)
         arrays = {
             f"{cell_type}_{field}": np.asarray(getattr(self.cell(cell_type), field), np.float32)
-            for cell_type in CELL_TYPES
+            for cell_type in space.cell_types
             for field in _FIELDS
         }
         return {
@@ -89,16 +101,16 @@ class Posterior:
             "primitives": np.array(space.primitives),
             "epoch": np.array(self.epoch, np.int64),
             **named_method(self.method, np.array),
+            **({} if self.mixing == _UNNAMED_MIXING else {"mixing": np.array(self.mixing)}),
         }
 
     @classmethod
     def from_arrays(cls, arrays):
         """Reads the content of posterior.npz; raises `RunDirError` where a key is missing or the axes are another space's."""
-        names = [f"{cell_type}_{field}" for cell_type in CELL_TYPES for field in _FIELDS]
-        missing = [key for key in (*names, "search_space", "edges", "primitives", "epoch") if key not in arrays]
-        if missing:
-            raise RunDirError(f"posterior.npz lacks {missing[0]!r}. Received: {', '.join(sorted(arrays)) or 'no array'}")
+        _check_keys(arrays, ("search_space", "edges", "primitives", "epoch"))
         space = get_search_space(str(arrays["search_space"]))
+        names = [f"{cell_type}_{field}" for cell_type in space.cell_types for field in _FIELDS]
+        _check_keys(arrays, names)
         for key, expected in (("edges", space.edge_names), ("primitives", space.primitives)):
             if arrays[key].tolist() != list(expected):
                 raise RunDirError(
@@ -117,5 +129,14 @@ class Posterior:
         method = str(arrays.get("method", _UNNAMED_METHOD))
         if method not in METHODS:
             raise RunDirError(f"posterior.npz: method must be one of {', '.join(METHODS)}. Received: {method!r}")
-        cells = [CellPosterior(*(arrays[f"{cell_type}_{field}"] for field in _FIELDS)) for cell_type in CELL_TYPES]
-        return cls(space.name, int(arrays["epoch"]), *cells, method)
+        mixing = str(arrays.get("mixing", _UNNAMED_MIXING))
+        if mixing not in MIXINGS:
+            raise RunDirError(f"posterior.npz: mixing must be one of {', '.join(MIXINGS)}. Received: {mixing!r}")
+        cells = {cell_type: CellPosterior(*(arrays[f"{cell_type}_{field}"] for field in _FIELDS)) for cell_type in space.cell_types}
+        return cls(space.name, int(arrays["epoch"]), **cells, method=method, mixing=mixing)
+
+
+def _check_keys(arrays, names):
+    missing = [key for key in names if key not in arrays]
+    if missing:
+        raise RunDirError(f"posterior.npz lacks {missing[0]!r}. Received: {', '.join(sorted(arrays)) or 'no array'}")

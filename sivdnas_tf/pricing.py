@@ -11,12 +11,13 @@ from sivdnas_tf.profiling import costs
 from sivdnas_tf.quiet import import_tensorflow, quiet
 from sivdnas_tf.report.costs_picture import draw_costs
 from sivdnas_tf.run_dir import atomic_path
-from sivdnas_tf.search_space import plan_network
+from sivdnas_tf.search_space import plan_network, space_of_network
 from sivdnas_tf.zoo import registry
 
 USUAL_SIZES = {
     "cifar": {"channels": 36, "cells": 20, "classes": 10, "resolution": 32},
     "imagenet": {"channels": 48, "cells": 14, "classes": 1000, "resolution": 224},
+    "nasbench201": {"channels": 16, "cells": 15, "classes": 10, "resolution": 32},
 }
 _BAR = 40  # characters of the longest bar
 
@@ -41,7 +42,7 @@ def profile(
 
     Args:
       genotypes: names in the zoo, or files.
-      network: "cifar" or "imagenet".
+      network: "cifar", "imagenet" or "nasbench201".
       size: dict of channels, cells, classes, resolution; None takes the network's usual one.
       limits: dict of fields of `config.BudgetConfig`: macs, convention, params.
       fit: whether to find the widest channels within the limits, a multiple of `multiple_of`.
@@ -58,7 +59,7 @@ def profile(
     """
     size = {name: usual if size[name] is None else size[name] for name, usual in USUAL_SIZES[network].items()}
     plan_network(network, **size)  # says of a size that no network has what is wrong with it
-    budget = replace(Config(), budget={"network": network, **size, **limits}).budget
+    budget = _budget(network, {**size, **limits})
     if picture and len(genotypes) != 1:
         raise ConfigError(f"--picture is of one genotype. Received: {len(genotypes)}")
     converted = []
@@ -118,6 +119,12 @@ def profile_model(path, resolution, limits, *, tf_profiler=False, latency=False,
         say(f"not counted, whatever is in them: {', '.join(cost.uncounted)}")
     for line in section:
         say(line)
+
+
+def _budget(network, fields):
+    """The `config.BudgetConfig` of a network, in a configuration whose other sections fit it."""
+    space = {"search": {"search_space": space_of_network(network).name}, "train": {"network": network, "auxiliary_weight": 0}}
+    return replace(Config(), budget={"network": network, **fields}, **space).budget
 
 
 def _row(genotype, network, size, budget):

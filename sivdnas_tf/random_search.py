@@ -14,18 +14,27 @@ from sivdnas_tf.run_dir import write_json
 from sivdnas_tf.search_space import get_search_space
 
 EDGE_PROBABILITY, OPERATION_PROBABILITY = 0.5, 0.2
+# Where an edge has one operation: any of its primitives or none, each as likely.
+_ALMOST_CERTAIN = -20.0
 
 
 def uniform_posterior(space):
-    """The `Posterior` of a search that never began: the same keep probabilities everywhere in a `SearchSpace`."""
+    """The `Posterior` of a search that never began: the same keep probabilities everywhere in a `SearchSpace`.
+
+    Where an edge has one operation, all of an open edge's are open, of which a draw keeps one, each as likely; the edge is open with
+    P / (P + 1), so that `none` is as likely as a primitive (but at a node that nothing else would feed).
+    """
     edges, primitives = len(space.edges), len(space.primitives)
+    edge_rate, operation_rate = math.log(1 / EDGE_PROBABILITY - 1), math.log(1 / OPERATION_PROBABILITY - 1)
+    if space.one_operation_an_edge:
+        edge_rate, operation_rate = -math.log(primitives), _ALMOST_CERTAIN
     cell = CellPosterior(
         operation_weights=np.ones((edges, primitives), np.float32),
-        log_operation_dropout_rate=np.full((edges, primitives), math.log(1 / OPERATION_PROBABILITY - 1), np.float32),
+        log_operation_dropout_rate=np.full((edges, primitives), operation_rate, np.float32),
         edge_weights=np.ones(edges, np.float32),
-        log_edge_dropout_rate=np.full(edges, math.log(1 / EDGE_PROBABILITY - 1), np.float32),
+        log_edge_dropout_rate=np.full(edges, edge_rate, np.float32),
     )
-    return Posterior(space.name, 0, cell, cell, "random")
+    return Posterior(space.name, 0, **dict.fromkeys(space.cell_types, cell), method="random")
 
 
 def write_random_search(config, run_dir, overwrite=False, say=print):

@@ -7,7 +7,6 @@ from ml_collections import ConfigDict
 from sivdnas_tf import config as config_module
 from sivdnas_tf.config import BudgetConfig, Config, SearchConfig, replace
 from sivdnas_tf.errors import ConfigError
-from sivdnas_tf.search_space import NETWORKS
 
 SECTIONS = {field.name: field.type for field in dataclasses.fields(Config) if dataclasses.is_dataclass(field.type)}
 FIELDS = [
@@ -134,12 +133,30 @@ def test_numbers_are_bounded_from_below():
 
 
 def test_choices_name_the_nearest():
-    assert "config.budget.network. Did you mean 'imagenet'? Expected one of cifar, imagenet." in refusal({"budget": {"network": "imagnet"}})
+    assert "config.budget.network. Did you mean 'imagenet'? Expected one of cifar, imagenet, nasbench201." in refusal(
+        {"budget": {"network": "imagnet"}}
+    )
     assert "Did you mean 'onnx'?" in refusal({"export": {"formats": ["saved_model", "onx"]}})
     for formats in ([], ["onnx", "onnx"], [3], [["onnx"]]):
         refusal({"export": {"formats": formats}})
-    for network in NETWORKS:
+    for network in ("cifar", "imagenet"):
         assert Config.from_dict({"budget": {"network": network}}).budget.network == network
+
+
+def test_networks_are_built_of_cells_of_the_space_that_is_searched():
+    whole = {
+        "search": {"search_space": "nasbench201"},
+        "budget": {"network": "nasbench201"},
+        "train": {"network": "nasbench201", "auxiliary_weight": 0.0},
+    }
+    assert Config.from_dict(whole).train.network == "nasbench201"
+    for section, expected in (("budget", "nasbench201"), ("train", "nasbench201")):
+        text = refusal({**whole, section: {**whole[section], "network": "cifar"}})
+        assert f"{section}.network must be built of cells of search.search_space nasbench201: {expected}. Received" in text
+    text = refusal({**whole, "search": {"search_space": "darts"}})
+    assert "budget.network must be built of cells of search.search_space darts: cifar or imagenet. Received" in text
+    text = refusal({**whole, "train": {**whole["train"], "auxiliary_weight": 0.4}})
+    assert text.endswith("Expected train.auxiliary_weight 0. Received: train.auxiliary_weight=0.4")
 
 
 def test_a_search_must_update_its_architecture():

@@ -10,7 +10,7 @@ from sivdnas_tf import darts_genotype
 from sivdnas_tf.errors import GenotypeError
 from sivdnas_tf.genotype import MAX_EDGES, Cell, Edge
 from sivdnas_tf.profiling.costs import network_cost
-from sivdnas_tf.search_space import EVALUATION_OPERATIONS
+from sivdnas_tf.search_space import DARTS_OPERATIONS
 from sivdnas_tf.zoo import registry
 
 PAIRS = {
@@ -209,7 +209,10 @@ REFUSED = {
         "normal feeds node 4 only from nodes that nothing feeds. Received: [Edge(node=4, predecessor=3, operation='max_pool_3x3')]",
     ),
     "name": ({**PAIRS, "name": "two\nlines"}, "a genotype's name must be a string of at most 200 printable characters."),
-    "no form": ({"cells": []}, "the genotype has an unknown key. Expected schema_version, name, normal, reduction. Received: 'cells'"),
+    "no form": (
+        {"cells": []},
+        "the genotype has an unknown key. Expected schema_version, name, normal, reduction, search_space. Received: 'cells'",
+    ),
 }
 
 
@@ -275,7 +278,7 @@ def test_text_is_read_as_python_reads_it(tmp_path, text):
     assert load(tmp_path, text)[0].normal == Cell((Edge(2, 0, "none"), Edge(2, 1, "none")), (2,))
 
 
-LEAF = st.none() | st.booleans() | st.integers(-2, 70) | st.floats() | st.text(max_size=3) | st.sampled_from(EVALUATION_OPERATIONS)
+LEAF = st.none() | st.booleans() | st.integers(-2, 70) | st.floats() | st.text(max_size=3) | st.sampled_from(DARTS_OPERATIONS)
 PATHS = [(), ("normal",), ("normal", 1), ("normal", 1, 0), ("reduce", 0, 1), ("reduce", 0, -1), ("normal_concat",), ("normal_concat", 0)]
 
 

@@ -20,7 +20,7 @@ from sivdnas_tf.genotype import Cell, Edge, Genotype
 from sivdnas_tf.models.evaluation_network import evaluation_network
 from sivdnas_tf.profiling.costs import network_cost
 from sivdnas_tf.quiet import quiet
-from sivdnas_tf.search_space import EVALUATION_OPERATIONS, plan_network
+from sivdnas_tf.search_space import DARTS_OPERATIONS, plan_network
 from sivdnas_tf.zoo import registry
 
 SIZE = {"network": "cifar", "channels": 4, "cells": 3, "classes": 3, "resolution": 8, "image_channels": 1}
@@ -34,7 +34,7 @@ def cells(draw, max_nodes=5, max_edges=4):
     edges = []
     for number, node in enumerate(nodes):
         predecessors = st.sampled_from([0, 1, *nodes[:number]])
-        operations = st.sampled_from(EVALUATION_OPERATIONS)
+        operations = st.sampled_from(DARTS_OPERATIONS)
         edges += draw(st.lists(st.builds(Edge, st.just(node), predecessors, operations), min_size=1, max_size=max_edges))
     concat = draw(st.lists(st.sampled_from(nodes), min_size=1, unique=True))
     return Cell(tuple(draw(st.permutations(edges))), tuple(concat))
@@ -156,7 +156,7 @@ def mutated(data, draw):
 
 
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers(-3, 70) | st.floats() | st.text(max_size=4) | st.sampled_from(EVALUATION_OPERATIONS),
+    st.none() | st.booleans() | st.integers(-3, 70) | st.floats() | st.text(max_size=4) | st.sampled_from(DARTS_OPERATIONS),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["node", "edges", "concat", "x"]), inner, max_size=3),
     max_leaves=6,
 )

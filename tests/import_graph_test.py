@@ -16,6 +16,7 @@ THIRD_PARTY_OF_L0 = {"numpy"}
 LAYERS = {
     0: (
         *("errors", "genotype", "darts_genotype", "search_space", "posterior", "config", "run_dir", "quiet", "random_search"),
+        "architecture_string",
         *(f"methods.{name}" for name in ("method", "registry", "si_vdnas", "h_vdnas", "v_vdnas", "darts", "random")),
     ),
     1: (
@@ -76,6 +77,7 @@ CONFIGS = (
     "configs.cifar10",
     "configs.cifar10_convergence",
     "configs.cifar10_small",
+    "configs.nasbench201_cifar10",
     "configs.cifar10_eval",
     "configs.cifar100_eval",
     "configs.imagenet_eval",

@@ -248,4 +248,4 @@ def test_a_dry_run_says_what_a_run_would_do_and_writes_nothing(call, workdir, ti
     assert lines[1] == "splits: weights 647, architecture 647, holdout 144, test 359"
     assert lines[2].startswith("search: 3 epochs of 5 steps of 2 x 128 images of 8x8x1, ")
     assert lines[3] == "train: 2 epochs of 10 steps of 128 images"
-    assert "with every operation kept; budget 160,000" in lines[4]
+    assert "with all that can be kept; budget 160,000" in lines[4]

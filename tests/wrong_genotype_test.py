@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sivdnas_tf.search_space import EVALUATION_OPERATIONS
+from sivdnas_tf.search_space import DARTS_OPERATIONS
 from sivdnas_tf.zoo import registry
 
 EDGES = (
@@ -12,7 +12,7 @@ EDGES = (
     {"node": 2, "predecessor": 1, "operation": "skip_connect"},
     {"node": 3, "predecessor": 2, "operation": "max_pool_3x3"},
 )
-OPERATIONS = ", ".join(EVALUATION_OPERATIONS)
+OPERATIONS = ", ".join(DARTS_OPERATIONS)
 
 
 def genotype(*, version=1, concat=(2, 3), added=(), **third):

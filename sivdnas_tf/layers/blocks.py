@@ -207,7 +207,44 @@ class Subsample(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(_PACKAGE)
 class ReLUConvBN(Chain):
-    """ReLU, convolution, batch-norm: a cell's 1x1 preprocessing.
+    """ReLU, convolution, batch-norm: a DARTS cell's 1x1 preprocessing, NAS-Bench-201's convolutions.
+
+    Args:
+      channels: of the output.
+      normalization: one of `NORMALIZATIONS`.
+      kernel: side of the kernel in pixels, odd; the image is padded by half of it on each side.
+      stride: 1 or 2.
+      affine: whether batch-norm has affine parameters; None leaves them out in a search.
+    """
+
+    def __init__(self, channels, normalization="batch", kernel=1, stride=1, affine=None, **kwargs):
+        super().__init__(**kwargs)
+        self.channels, self.normalization, self.kernel, self.stride, self.affine = channels, normalization, kernel, stride, affine
+
+    def make_steps(self, input_shape):
+        """The layers, not yet built."""
+        size = (self.kernel, self.kernel)
+        if self.stride == 1:
+            padding = "same" if self.kernel > 1 else "valid"
+            convolution = [conv(self.channels, size, input_shape[-1], padding=padding, name="conv")]
+        else:
+            padding = [keras.layers.ZeroPadding2D(self.kernel // 2, name="pad")] if self.kernel > 1 else []
+            convolution = [*padding, conv(self.channels, size, input_shape[-1], strides=self.stride, name="conv")]
+        affine = self.normalization != "batch_statistics" if self.affine is None else self.affine
+        return [keras.layers.ReLU(name="relu"), *convolution, make_normalization(self.normalization, "norm", affine=affine)]
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        own = {"channels": self.channels, "kernel": self.kernel, "stride": self.stride, "affine": self.affine}
+        return {**super().get_config(), "normalization": self.normalization, **own}
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class ResidualReduction(keras.layers.Layer):
+    """NAS-Bench-201's block between stages: half the resolution, twice the width (`ResNetBasicblock` of D-X-Y/AutoDL-Projects).
+
+    The sum of two ReLU, 3x3 convolution, batch-norm (the first of stride 2), and of a 2x2 average pool with a 1x1 convolution. Batch-norm
+    is affine in a search too, as there.
 
     Args:
       channels: of the output.
@@ -218,13 +255,28 @@ class ReLUConvBN(Chain):
         super().__init__(**kwargs)
         self.channels, self.normalization = channels, normalization
 
-    def make_steps(self, input_shape):
-        """The layers, not yet built."""
-        return [
-            keras.layers.ReLU(name="relu"),
-            conv(self.channels, (1, 1), input_shape[-1], name="conv"),
-            make_normalization(self.normalization, "norm", affine=self.normalization != "batch_statistics"),
-        ]
+    def build(self, input_shape):
+        """Makes the convolutions."""
+        if any(size is not None and size % 2 for size in input_shape[1:3]):
+            raise ValueError(f"a residual reduction halves even sizes. Received: input_shape={input_shape}")
+        options = {"normalization": self.normalization, "kernel": 3, "affine": True}
+        self.first = ReLUConvBN(self.channels, stride=2, name="first", **options)
+        self.second = ReLUConvBN(self.channels, name="second", **options)
+        self.pool = keras.layers.AveragePooling2D(2, name="pool")
+        self.shortcut = conv(self.channels, (1, 1), input_shape[-1], name="shortcut")
+        halved = self.compute_output_shape(input_shape)
+        for layer, shape in ((self.first, input_shape), (self.second, halved), (self.pool, input_shape)):
+            layer.build(shape)
+        self.shortcut.build((*halved[:3], input_shape[-1]))
+
+    def call(self, inputs, training=None):
+        """Maps `[batch, 2m, 2m, c]` to `[batch, m, m, channels]`."""
+        return self.second(self.first(inputs, training=training), training=training) + self.shortcut(self.pool(inputs))
+
+    def compute_output_shape(self, input_shape):
+        """Half the resolution, `channels` channels."""
+        halved = [None if size is None else size // 2 for size in input_shape[1:3]]
+        return (input_shape[0], *halved, self.channels)
 
     def get_config(self):
         """Arguments of the constructor."""

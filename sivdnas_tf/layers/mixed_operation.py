@@ -26,10 +26,13 @@ from sivdnas_tf.layers.operations import candidate_operation
 GRADIENTS_TO = ("weights", "samples", "all")
 
 
-def empty_sums(like):
-    """Sums to start from, a dict of zeros: "image" shaped as `like`, and for an even size "phases", shaped as `to_phases(like)`."""
+def empty_sums(like, with_phases=True):
+    """Sums to start from, a dict of zeros: "image" shaped as `like`, and for an even size "phases", shaped as `to_phases(like)`.
+
+    `with_phases=False` leaves those out, where no operation adds to them (`MixedOperation.uses_phases`).
+    """
     sums = {"image": tf.zeros_like(like)}
-    if _has_phases(like):
+    if with_phases and _has_phases(like):
         batch, (height, width, channels) = tf.shape(like)[0], like.shape[1:]
         sums["phases"] = tf.zeros([4 * batch, height // 2, width // 2, channels], like.dtype)
     return sums
@@ -60,10 +63,12 @@ class MixedOperation:
       primitives: names of the candidate operations, in the order of the samples.
       channels: of input and output.
       stride: 1 or 2.
+      normalize_skips: whether a skip connection ends in batch-norm too.
     """
 
-    def __init__(self, primitives, channels, stride):
+    def __init__(self, primitives, channels, stride, normalize_skips=False):
         self.stride = stride
+        self._skip = "skip" if normalize_skips else "image"
         self.templates = [self._template(primitive, channels, stride) for primitive in primitives]
         # On the phases of an image a dilated convolution is what it is at stride 2: undilated, with the same weights.
         self._on_phases = {
@@ -75,6 +80,11 @@ class MixedOperation:
         options = {"autograph": False, "experimental_attributes": {"_noinline": True}}
         self._add = {which: tf.function(functools.partial(self._add_gated, which), **options) for which in GRADIENTS_TO}
         self._begin = tf.function(self._beginnings, **options)
+
+    @property
+    def uses_phases(self):
+        """Whether an operation adds to the phases of an image."""
+        return bool(self._on_phases)
 
     @staticmethod
     def _template(primitive, channels, stride):
@@ -92,8 +102,9 @@ class MixedOperation:
           needed: [P], bool: whether any of these edges computes the primitive.
 
         Returns:
-          A dict of tensors: "image"; "relu"; the pools "max" and "average", normalised, zeros where not needed; at stride 1 and for an
-          even n, "phases" of "relu"; at stride 2, "even" and "shifted", the halves of "relu" that a factorized reduce takes.
+          A dict of tensors: "image"; "relu"; the pools "max" and "average", normalised, zeros where not needed; so is "skip", the image
+          normalised, where skip connections are; at stride 1 and for an even n, "phases" of "relu" where an operation takes them; at
+          stride 2, "even" and "shifted", the halves of "relu" that a factorized reduce takes.
         """
         return self._begin(image, needed)
 
@@ -102,6 +113,8 @@ class MixedOperation:
         for index, template in enumerate(self.templates):
             if isinstance(template, blocks.Pool):
                 result[template.kind], image = _pooled(template, image, needed[index])
+            elif isinstance(template, keras.layers.Identity) and self._skip == "skip":
+                result["skip"], image = _normalized(image, needed[index])
         relu = tf.nn.relu(image)
         result |= {"image": image, "relu": relu}
         if self.stride == 2:
@@ -157,7 +170,9 @@ class MixedOperation:
         template = self.templates[index]
         if isinstance(template, blocks.Pool):
             return [template.kind]
-        if isinstance(template, (keras.layers.Identity, blocks.Zero)):
+        if isinstance(template, keras.layers.Identity):
+            return [self._skip]
+        if isinstance(template, blocks.Zero):
             return ["image"]
         if isinstance(template, blocks.FactorizedReduce):
             return ["even", "shifted"]
@@ -177,7 +192,7 @@ class MixedOperation:
         if isinstance(template, blocks.Pool):
             return _scaled(taken[template.kind], sample)
         if isinstance(template, keras.layers.Identity):
-            return _scaled(taken["image"], sample)
+            return _scaled(taken[self._skip], sample)
         if isinstance(template, blocks.Zero):
             return _scaled(template(taken["image"]), sample)
         if isinstance(template, blocks.FactorizedReduce):
@@ -196,6 +211,12 @@ def _scaled(image, sample):
         return sample * image
     times = tf.shape(image)[0] // tf.shape(sample)[0]
     return tf.tile(sample, [times])[:, None, None, None] * image
+
+
+def _normalized(image, needed):
+    """The image in batch-norm without affine parameters, or, where it is not needed, zeros; and `image`."""
+    layer = blocks.BatchStatisticsNormalization()
+    return tf.cond(needed, lambda: (layer(image), image), lambda: (tf.zeros_like(image), image))
 
 
 def _pooled(template, image, needed):

@@ -5,10 +5,8 @@ import numpy as np
 import tensorflow as tf
 
 from sivdnas_tf.errors import ConfigError, nearest
-from sivdnas_tf.posterior import ALWAYS_KEPT
+from sivdnas_tf.posterior import ALWAYS_KEPT, MIXINGS
 from sivdnas_tf.variational.distributions import Draw
-
-MIXINGS = ("identity", "average", "sigmoid", "softmax")
 
 
 class Certain:
@@ -24,9 +22,9 @@ class Certain:
         del seed
         return draw
 
-    def kl_divergence(self, draw, prior_gap):
+    def kl_divergence(self, draw, prior_gap, centered=False):
         """0: there is no posterior."""
-        del draw, prior_gap
+        del draw, prior_gap, centered
         return tf.zeros([])
 
     def keep_probability(self):

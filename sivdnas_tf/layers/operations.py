@@ -31,6 +31,11 @@ def _convolution(block, kernel, *, channels, stride, normalization, pool_normali
     return block(kernel, stride, normalization=normalization, name=name)
 
 
+def _plain_convolution(kernel, *, channels, stride, normalization, pool_normalization, name):
+    del pool_normalization
+    return blocks.ReLUConvBN(channels, normalization=normalization, kernel=kernel, stride=stride, name=name)
+
+
 _BUILDERS = {
     "none": _none,
     "max_pool_3x3": functools.partial(_pool, "max"),
@@ -42,6 +47,8 @@ _BUILDERS = {
     "dil_conv_5x5": functools.partial(_convolution, blocks.DilConv, 5),
     "sep_conv_7x7": functools.partial(_convolution, blocks.SepConv, 7),
     "conv_7x1_1x7": functools.partial(_convolution, blocks.ConvPair, 7),
+    "nor_conv_1x1": functools.partial(_plain_convolution, 1),
+    "nor_conv_3x3": functools.partial(_plain_convolution, 3),
 }
 if tuple(sorted(_BUILDERS)) != tuple(sorted(EVALUATION_OPERATIONS)):
     raise RuntimeError("layers.operations and search_space name different operations")

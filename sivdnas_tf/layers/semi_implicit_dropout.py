@@ -3,6 +3,7 @@
 import math
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -127,19 +128,32 @@ class SemiImplicitDropout(MixingWeights):
         gate, noise = draw  # by position: Keras hands a loaded Functional model's NamedTuple on as a list
         return self.posterior().reparameterize(gate, noise)
 
-    def kl_divergence(self, draw, prior_gap):
+    def kl_divergence(self, draw, prior_gap, centered=False):
         """KL of posterior and annealed prior given the gates of `draw`, summed over all parameters (Eq. 17, 18), in nats.
 
         Args:
           draw: a `distributions.Draw` of `shape`; only its gate matters.
           prior_gap: scalar, (1 - lambda)^2.
+          centered: whether the gradient to the log dropout rates is centred, over the last axis or over the members of each group: the same
+            value, but no pull on all of them together.
 
         Returns:
           float32 scalar.
         """
-        posterior = self.posterior().given(draw.gate)
+        rates = tf.convert_to_tensor(self.log_dropout_rate)
+        if centered:
+            means = self._mean(rates)
+            rates = rates - means + tf.stop_gradient(means)
+        posterior = SemiImplicitPosterior(self.mixing_weights(), rates).given(draw.gate)
         prior = AnnealedSemiImplicitARDPrior.sharing(posterior, tf.cast(prior_gap, tf.float32))
         return tf.reduce_sum(tfd.kl_divergence(posterior, prior))
+
+    def _mean(self, values):
+        """Over the last axis, or over the members of each group; of `shape`, or of a shape that broadcasts to it."""
+        if self.groups is None:
+            return tf.reduce_mean(values, axis=-1, keepdims=True)
+        names, segments = np.unique(self.groups, return_inverse=True)
+        return tf.gather(tf.math.unsorted_segment_mean(values, segments, len(names)), segments)
 
     def keep_probability(self):
         """P(gate = 1) = 1 / (1 + delta), float32 of `shape`."""

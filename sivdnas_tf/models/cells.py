@@ -16,7 +16,7 @@ def wire(inputs, nodes, node_output, concat):
     """Runs a cell: nodes in order, each from the states before it, then the concatenation.
 
     Args:
-      inputs: preprocessed outputs of cells k-2 and k-1, `[batch, n, n, channels]` each.
+      inputs: what the first nodes are, `[batch, n, n, channels]` each: in DARTS' cells the preprocessed outputs of cells k-2 and k-1.
       nodes: indices of the intermediate nodes to compute, ascending.
       node_output: function of `(node, states)` to the node's tensor; `states` maps every earlier node to its own.
       concat: nodes whose tensors are concatenated, in this order.
@@ -28,8 +28,15 @@ def wire(inputs, nodes, node_output, concat):
     return outputs[0] if len(outputs) == 1 else keras.ops.concatenate(outputs, axis=-1)
 
 
+def preprocessed(layers, inputs):
+    """A cell's first nodes: its inputs, each through its layer of `preprocessing` where there are any."""
+    return [layer(tensor) for layer, tensor in zip(layers, inputs, strict=True)] if layers else list(inputs)
+
+
 def preprocessing(cell_plan, normalization, name):
-    """The two layers that bring a cell's inputs to its width, and input 0 to the resolution of input 1."""
+    """The layers that bring a cell's inputs to its width, input 0 to the resolution of input 1; none where it takes them as they are."""
+    if not cell_plan.preprocesses:
+        return ()
     first = blocks.FactorizedReduce if cell_plan.reduction_prev else blocks.ReLUConvBN
     return (
         first(cell_plan.channels, normalization=normalization, name=f"{name}_preprocess0"),
@@ -81,19 +88,20 @@ class SearchCell(keras.layers.Layer):
       cell_plan: the `CellPlan`.
       mixed_operations: dict from `(channels, stride)` to `MixedOperation`, shared by the supernet's cells; missing ones are added.
       recompute: whether the backward pass computes the cell once more, instead of the forward pass keeping what is within it.
+      normalize_skips: see `MixedOperation`.
     """
 
-    def __init__(self, space, cell_plan, mixed_operations, recompute=False, **kwargs):
+    def __init__(self, space, cell_plan, mixed_operations, recompute=False, normalize_skips=False, **kwargs):
         super().__init__(autocast=False, **kwargs)  # samples stay float32
         self._space, self._plan, self.recompute = space, cell_plan, recompute
-        self.preprocess0, self.preprocess1 = preprocessing(cell_plan, "batch_statistics", "cell")
+        self.preprocessing = preprocessing(cell_plan, "batch_statistics", "cell")
         self._mixed = {}
         self._edges = {}  # stride -> indices of the edges that have it
         for index, (predecessor, _) in enumerate(space.edges):
             stride = cell_plan.stride(predecessor)
             key = (cell_plan.channels, stride)
             if key not in mixed_operations:
-                mixed_operations[key] = MixedOperation(space.primitives, *key)
+                mixed_operations[key] = MixedOperation(space.primitives, *key, normalize_skips)
             self._mixed[predecessor] = mixed_operations[key]
             self._edges.setdefault(stride, []).append(index)
         self.operations = {
@@ -103,7 +111,7 @@ class SearchCell(keras.layers.Layer):
 
     def build(self):
         """Makes all weights."""
-        for index, layer in enumerate((self.preprocess0, self.preprocess1)):
+        for index, layer in enumerate(self.preprocessing):
             layer.build((None, None, None, self._plan.in_channels[index]))
         for operations in self.operations.values():
             operations.build()
@@ -116,32 +124,34 @@ class SearchCell(keras.layers.Layer):
             weights.update(zip(self._edges[stride], operations.of_edges(), strict=True))
         return [weights[index] for index in range(len(weights))]
 
-    def call(self, inputs_0, inputs_1, samples, gates, gradients_to="all"):
+    def call(self, inputs, samples, gates, gradients_to="all"):
         """Computes the cell.
 
         Args:
-          inputs_0, inputs_1: outputs of cells k-2 and k-1.
+          inputs: a list of the outputs of cells k-2 and k-1, or of the one input of a cell that has one.
           samples: [E, P], the edge's sample times the operation's, or [batch, E, P] for each example's.
           gates: [E, P], bool: the edge's gate and the operation's.
           gradients_to: see `MixedOperation.add`.
 
         Returns:
-          `[batch, n, n, nodes * channels]`.
+          `[batch, n, n, output nodes * channels]`.
         """
         if not self.recompute:
-            return self._nodes(inputs_0, inputs_1, samples, gates, gradients_to)
+            return self._nodes(inputs, samples, gates, gradients_to)
         variables = self.trainable_variables
 
         @tf.recompute_grad
-        def nodes(inputs_0, inputs_1, samples, *tensors):
-            with keras.StatelessScope(state_mapping=list(zip(variables, tensors, strict=True))):
-                return self._nodes(inputs_0, inputs_1, samples, gates, gradients_to)
+        def nodes(samples, *tensors):
+            own = tensors[len(inputs) :]
+            with keras.StatelessScope(state_mapping=list(zip(variables, own, strict=True))):
+                return self._nodes(tensors[: len(inputs)], samples, gates, gradients_to)
 
         # As tensors, which recompute_grad treats like its other arguments, whatever kind of variable the strategy made.
-        return nodes(inputs_0, inputs_1, samples, *(tf.convert_to_tensor(variable) for variable in variables))
+        return nodes(samples, *inputs, *(tf.convert_to_tensor(variable) for variable in variables))
 
-    def _nodes(self, inputs_0, inputs_1, samples, gates, gradients_to):
+    def _nodes(self, inputs, samples, gates, gradients_to):
         beginnings, weights = {}, self.edge_weights()
+        with_phases = any(mixed.uses_phases for mixed in self._mixed.values())
         edge_samples, edge_gates = tf.unstack(samples, axis=-2), tf.unstack(gates)
 
         def beginnings_of(state, states):
@@ -152,7 +162,7 @@ class SearchCell(keras.layers.Layer):
             return beginnings[state]
 
         def node_output(node, states):
-            sums = empty_sums(states[0][:, :: self._plan.stride(0), :: self._plan.stride(0), :])
+            sums = empty_sums(states[0][:, :: self._plan.stride(0), :: self._plan.stride(0), :], with_phases)
             for index in self._space.edges_into(node):
                 predecessor = self._space.edges[index][0]
                 sums, beginnings[predecessor] = self._mixed[predecessor].add(
@@ -160,8 +170,7 @@ class SearchCell(keras.layers.Layer):
                 )
             return total(sums)
 
-        inputs = self.preprocess0(inputs_0), self.preprocess1(inputs_1)
-        return wire(inputs, self._space.nodes, node_output, self._space.nodes)
+        return wire(preprocessed(self.preprocessing, inputs), self._space.nodes, node_output, self._space.outputs)
 
 
 class EvaluationCell:
@@ -182,11 +191,10 @@ class EvaluationCell:
         self.drop_path = drop_path
         self.name = f"cell{cell_plan.index}"
 
-    def __call__(self, inputs_0, inputs_1):
-        """The cell's symbolic output for the symbolic outputs of cells k-2 and k-1."""
+    def __call__(self, inputs):
+        """The cell's symbolic output for its symbolic inputs, a list: the outputs of cells k-2 and k-1, or one."""
         layers = preprocessing(self.plan, self.normalization, self.name)
-        inputs = [layer(tensor) for layer, tensor in zip(layers, (inputs_0, inputs_1), strict=True)]
-        return wire(inputs, self.cell.nodes, self._node_output, self.cell.concat)
+        return wire(preprocessed(layers, inputs), self.cell.nodes, self._node_output, self.cell.concat)
 
     def _node_output(self, node, states):
         outputs = [self._operation(edge, number, states) for number, edge in enumerate(self.cell.edges_into(node))]

@@ -2,9 +2,9 @@
 
 import keras
 
-from sivdnas_tf.layers.blocks import DropPath, DropPathSchedule
+from sivdnas_tf.layers.blocks import DropPath, DropPathSchedule, ResidualReduction
 from sivdnas_tf.models.cells import EvaluationCell
-from sivdnas_tf.models.heads import AuxiliaryHead, Classifier, build_stem
+from sivdnas_tf.models.heads import AuxiliaryHead, build_classifier, build_stem
 
 DROP_PATH_SCHEDULE = "drop_path_schedule"
 
@@ -19,7 +19,7 @@ def evaluation_network(
     Args:
       genotype: a `Genotype`.
       plan: a `NetworkPlan` whose multipliers are the genotype's: `plan_network(..., multipliers=genotype.multipliers)`.
-      auxiliary: whether the model has the auxiliary head as a second output (training only).
+      auxiliary: whether the model has the auxiliary head as a second output (training only); the network must have one.
       drop_path: whether paths can be dropped (training only); rate and step are assigned through the layer `DROP_PATH_SCHEDULE`.
       synchronized: whether batch-norm takes its statistics over all replicas.
       pool_normalization: None as the reference evaluates, or one of `blocks.NORMALIZATIONS` after every pool.
@@ -43,10 +43,12 @@ def evaluation_network(
             pool_normalization=pool_normalization,
             drop_path=drop,
         )
-        previous = previous[1], cell(*previous)
+        if cell_plan.index in plan.residual_reductions:
+            previous = [ResidualReduction(cell_plan.channels, normalization, name=f"reduction{cell_plan.index}")(*previous)]
+        previous = [*previous[1:], cell(previous)]
         if auxiliary and cell_plan.index == plan.auxiliary_cell:
-            auxiliary_logits = AuxiliaryHead(plan.network, plan.classes, normalization, name="auxiliary")(previous[1])
-    logits = Classifier(plan.classes, name="classifier")(previous[1])
+            auxiliary_logits = AuxiliaryHead(plan.network, plan.classes, normalization, name="auxiliary")(previous[-1])
+    logits = build_classifier(plan, normalization)(previous[-1])
     return keras.Model(images, [logits, auxiliary_logits] if auxiliary else logits, name=name)
 
 

@@ -23,8 +23,8 @@ class Stem(blocks.Chain):
     """The layers before the first cell, or a part of them; always with affine batch-norm.
 
     Args:
-      part: "cifar" (3x3 convolution and batch-norm; no ReLU), "imagenet_0" (two strided convolutions, to a quarter of the resolution) or
-        "imagenet_1" (ReLU and one strided convolution, to an eighth).
+      part: "cifar" (3x3 convolution and batch-norm; no ReLU; NAS-Bench-201's too), "imagenet_0" (two strided convolutions, to a quarter of
+        the resolution) or "imagenet_1" (ReLU and one strided convolution, to an eighth).
       channels: of the output.
       normalization: one of `blocks.NORMALIZATIONS`.
     """
@@ -52,12 +52,12 @@ class Stem(blocks.Chain):
 
 
 def build_stem(plan, normalization):
-    """A function from images to the two tensors that cell 0 reads, for a `NetworkPlan`; builds its layers when called."""
+    """A function from images to the tensors that cell 0 reads, for a `NetworkPlan`; builds its layers when called."""
 
     def stem(images):
-        if plan.network == "cifar":
+        if plan.network != "imagenet":
             output = Stem("cifar", plan.stem_channels[0], normalization, name="stem")(images)
-            return output, output
+            return (output,) * len(plan.stem_channels)
         output_0 = Stem("imagenet_0", plan.stem_channels[0], normalization, name="stem_0")(images)
         return output_0, Stem("imagenet_1", plan.stem_channels[1], normalization, name="stem_1")(output_0)
 
@@ -115,20 +115,30 @@ class Classifier(blocks.Chain):
 
     Args:
       classes: of the classifier.
+      normalization: of `blocks.NORMALIZATIONS`, for affine batch-norm and ReLU before the pooling (NAS-Bench-201); None for neither.
     """
 
-    def __init__(self, classes, **kwargs):
+    def __init__(self, classes, normalization=None, **kwargs):
         super().__init__(**kwargs)
-        self.classes = classes
+        self.classes, self.normalization = classes, normalization
 
     def make_steps(self, input_shape):
         """The layers, not yet built."""
         initializer = blocks.fan_in_uniform(input_shape[-1])
+        before = (
+            [] if self.normalization is None else [blocks.make_normalization(self.normalization, "norm"), keras.layers.ReLU(name="relu")]
+        )
         return [
+            *before,
             keras.layers.GlobalAveragePooling2D(name="pool"),
             keras.layers.Dense(self.classes, kernel_initializer=initializer, dtype="float32", name="dense"),
         ]
 
     def get_config(self):
         """Arguments of the constructor."""
-        return {**super().get_config(), "classes": self.classes}
+        return {**super().get_config(), "classes": self.classes, "normalization": self.normalization}
+
+
+def build_classifier(plan, normalization):
+    """The `Classifier` of a `NetworkPlan`, not yet built."""
+    return Classifier(plan.classes, normalization if plan.network == "nasbench201" else None, name="classifier")

@@ -7,11 +7,11 @@ import tensorflow as tf
 
 from sivdnas_tf.errors import ConfigError, nearest
 from sivdnas_tf.layers.architecture_parameters import make_parameters
+from sivdnas_tf.layers.blocks import ResidualReduction
 from sivdnas_tf.methods.si_vdnas import SI_VDNAS
 from sivdnas_tf.models.cells import SearchCell
-from sivdnas_tf.models.heads import Classifier, build_stem
+from sivdnas_tf.models.heads import build_classifier, build_stem
 from sivdnas_tf.posterior import CellPosterior, Posterior
-from sivdnas_tf.search_space import CELL_TYPES
 from sivdnas_tf.training import hypergradient, objective
 from sivdnas_tf.training.distribution import apply_gradients, loss_scale, replica_mean
 from sivdnas_tf.variational.distributions import Draw, step_seed
@@ -26,6 +26,10 @@ class CellDraw(typing.NamedTuple):
     edges: Draw
 
 
+def _without_noise(draw):
+    return draw._replace(noise=tf.zeros_like(draw.noise))
+
+
 class Supernet(keras.Model):
     """A network in which every edge carries every primitive, weighted by samples of the architecture posterior.
 
@@ -36,12 +40,14 @@ class Supernet(keras.Model):
 
     Args:
       space: a `SearchSpace`.
-      plan: a `NetworkPlan` with one multiplier, the space's number of nodes, for both cell types.
+      plan: a `NetworkPlan` with one multiplier, the space's number of output nodes, for all cell types.
       method: the `methods.method.Method`: which architecture parameters there are, what is drawn for them, and their KL divergence.
       mixing: "identity", "average", "sigmoid" or "softmax", see `MixingWeights`; where the method has one of its own, it is that.
       initial_log_dropout_rate: log delta and log sigma at the start.
+      noise_in: which of a step's updates have the Gaussian noise: "both", or the "architecture"'s alone.
       noise_shape: what has Gaussian noise of its own: each "operation" and edge of a cell type (the paper), each of them in every "cell",
         or in every cell for every "example". The gates are drawn once a step in any case.
+      normalize_skips: whether skip connections of stride 1 end in batch-norm without affine parameters, as all else does. Not the paper's.
       recompute: whether the backward pass computes each cell once more, instead of the forward pass keeping what is within: less memory,
         more time.
       gate_gradient, gate_temperature: see `SemiImplicitDropout`; anything but "none" computes every operation in the architecture's step.
@@ -57,9 +63,11 @@ class Supernet(keras.Model):
         method=SI_VDNAS,
         mixing="identity",
         initial_log_dropout_rate=-5.0,
+        noise_in="both",
         noise_shape="operation",
         gate_gradient="none",
         gate_temperature=0.5,
+        normalize_skips=False,
         recompute=False,
         seed=0,
         name="supernet",
@@ -71,9 +79,11 @@ class Supernet(keras.Model):
                 f"Received: noise_shape={noise_shape!r}"
             )
         self.space, self.plan, self.method, self.seed = space, plan, method, seed
-        self.noise_shape, self.gate_gradient = noise_shape, gate_gradient
+        self.kl_centered = False  # until `compile` says
+        self.noise_in, self.noise_shape, self.gate_gradient = noise_in, noise_shape, gate_gradient
+        self.mixing = method.mixing or mixing
         common = {
-            "mixing": method.mixing or mixing,
+            "mixing": self.mixing,
             "initial_log_dropout_rate": initial_log_dropout_rate,
             "gate_gradient": gate_gradient,
             "gate_temperature": gate_temperature,
@@ -82,26 +92,30 @@ class Supernet(keras.Model):
         groups = tuple(node for _, node in space.edges)
         self.operation_dropout = {
             cell_type: make_parameters(method.operations, (n_edges, n_primitives), name=f"{cell_type}_operations", **common)
-            for cell_type in CELL_TYPES
+            for cell_type in self.space.cell_types
         }
         self.edge_dropout = {
             cell_type: make_parameters(method.edges, (n_edges,), groups=groups, name=f"{cell_type}_edges", **common)
-            for cell_type in CELL_TYPES
+            for cell_type in self.space.cell_types
         }
-        self._make_network(recompute)
+        self._make_network({"recompute": recompute, "normalize_skips": normalize_skips})
         self._make_state()
         self.update_architecture = True
 
-    def _make_network(self, recompute):
+    def _make_network(self, cell_options):
         images = keras.Input((self.plan.resolution, self.plan.resolution, self.plan.image_channels))
         self.stem = keras.Model(images, build_stem(self.plan, "batch_statistics")(images), name="stem")
         kinds = {}
         self.cells = [
-            SearchCell(self.space, cell_plan, kinds, recompute=recompute, name=f"cell{cell_plan.index}") for cell_plan in self.plan.cells
+            SearchCell(self.space, cell_plan, kinds, name=f"cell{cell_plan.index}", **cell_options) for cell_plan in self.plan.cells
         ]
         for cell in self.cells:
             cell.build()
-        self.classifier = Classifier(self.plan.classes, name="classifier")
+        after = [self.plan.cells[index] for index in self.plan.residual_reductions]
+        self.reductions = [ResidualReduction(plan.channels, "batch_statistics", name=f"reduction{plan.index}") for plan in after]
+        for plan, block in zip(after, self.reductions, strict=True):
+            block.build((None, None, None, plan.channels // 2))
+        self.classifier = build_classifier(self.plan, "batch_statistics")
         self.classifier.build((None, None, None, self.plan.final_channels))
         self.built = True
 
@@ -109,6 +123,9 @@ class Supernet(keras.Model):
         # (1 - lambda)^2 of operations and of edges, annealed separately (Algorithm 1); the loop assigns them.
         self.operation_prior_gap = self.add_weight(name="operation_prior_gap", shape=(), initializer="ones", trainable=False)
         self.edge_prior_gap = self.add_weight(name="edge_prior_gap", shape=(), initializer="ones", trainable=False)
+        # Share of kl_weight that is in force, below 1 while the loop ramps it up. No Keras variable, so that a checkpoint holds what it
+        # always held: the loop assigns it in every epoch.
+        self.kl_scale = tf.Variable(1.0, trainable=False, name="kl_scale")
         self._trackers = {
             name: keras.metrics.Mean(name=name) for name in ("loss", "accuracy", "architecture_loss", "architecture_accuracy", "kl")
         }
@@ -125,17 +142,17 @@ class Supernet(keras.Model):
 
     @property
     def architecture_variables(self):
-        """w, phi, log delta and log sigma of both cell types, as far as the method has them."""
+        """w, phi, log delta and log sigma of all cell types, as far as the method has them."""
         return [*self.mixing_variables, *self.dropout_rate_variables]
 
     @property
     def mixing_variables(self):
-        """w and phi of both cell types: the architecture variables that weight decay belongs on."""
+        """w and phi of all cell types: the architecture variables that weight decay belongs on."""
         return [variable for layer in self._dropout_layers() for variable in layer.mixing_variables]
 
     @property
     def dropout_rate_variables(self):
-        """log delta and log sigma of both cell types."""
+        """log delta and log sigma of all cell types."""
         return [variable for layer in self._dropout_layers() for variable in layer.dropout_rate_variables]
 
     @property
@@ -145,7 +162,7 @@ class Supernet(keras.Model):
         return [variable for variable in self.trainable_variables if id(variable) not in architecture]
 
     def _dropout_layers(self):
-        return [layers[cell_type] for cell_type in CELL_TYPES for layers in (self.operation_dropout, self.edge_dropout)]
+        return [layers[cell_type] for cell_type in self.space.cell_types for layers in (self.operation_dropout, self.edge_dropout)]
 
     def draw(self, step, batch_size=None):
         """The gates and the noise of a step: a dict from cell type to `CellDraw`.
@@ -163,7 +180,7 @@ class Supernet(keras.Model):
                     for level, layer in self._levels(cell_type).items()
                 }
             )
-            for cell_type in CELL_TYPES
+            for cell_type in self.space.cell_types
         }
 
     def _levels(self, cell_type):
@@ -194,7 +211,7 @@ class Supernet(keras.Model):
                     for level, layer in self._levels(cell_type).items()
                 }
             )
-            for cell_type in CELL_TYPES
+            for cell_type in self.space.cell_types
         }
 
     def samples(self, draw=None, compute_all=False):
@@ -208,7 +225,7 @@ class Supernet(keras.Model):
           A dict from cell type to `(float [E, P], bool [E, P])`; the floats have the noise's leading axes.
         """
         result = {}
-        for cell_type in CELL_TYPES:
+        for cell_type in self.space.cell_types:
             operations, edges = self.operation_dropout[cell_type], self.edge_dropout[cell_type]
             if draw is None:
                 sample = edges.expected_sample()[:, None] * operations.expected_sample()
@@ -229,15 +246,17 @@ class Supernet(keras.Model):
         gradient to the others is 0, and costs nothing.
         """
         samples = self.samples(draw, compute_all)
-        counts = dict.fromkeys(CELL_TYPES, 0)
-        previous = self.stem(images)
+        counts = dict.fromkeys(self.space.cell_types, 0)
+        previous, reductions = tf.nest.flatten(self.stem(images)), iter(self.reductions)
         for cell_plan, cell in zip(self.plan.cells, self.cells, strict=True):
             sample, gates = samples[cell_plan.cell_type]
             if sample.shape.rank > 2:  # each cell has its own
                 sample = sample[counts[cell_plan.cell_type]]
             counts[cell_plan.cell_type] += 1
-            previous = previous[1], cell(*previous, sample, gates, gradients_to=gradients_to)
-        return self.classifier(previous[1])
+            if cell_plan.index in self.plan.residual_reductions:
+                previous = [next(reductions)(*previous)]
+            previous = [*previous[1:], cell(list(previous), sample, gates, gradients_to=gradients_to)]
+        return self.classifier(previous[-1])
 
     def compute_output_shape(self, input_shape, **kwargs):
         """`[batch, classes]`."""
@@ -247,14 +266,14 @@ class Supernet(keras.Model):
     def kl_divergence(self, draw):
         """KL between posterior and annealed prior given the gates of `draw` (Eq. 14, 17, 18): a scalar in nats.
 
-        Summed over operations and edges of both cell types, each parameter set once, however many cells share it. An operation counts
+        Summed over operations and edges of all cell types, each parameter set once, however many cells share it. An operation counts
         whether or not its edge is kept.
         """
         terms = []
-        for cell_type in CELL_TYPES:
+        for cell_type in self.space.cell_types:
             operations, edges = self.operation_dropout[cell_type], self.edge_dropout[cell_type]
-            terms.append(operations.kl_divergence(draw[cell_type].operations, self.operation_prior_gap))
-            terms.append(edges.kl_divergence(draw[cell_type].edges, self.edge_prior_gap))
+            terms.append(operations.kl_divergence(draw[cell_type].operations, self.operation_prior_gap, self.kl_centered))
+            terms.append(edges.kl_divergence(draw[cell_type].edges, self.edge_prior_gap, self.kl_centered))
         return tf.add_n(terms)
 
     def expected_cost(self, fixed, terms):
@@ -269,7 +288,7 @@ class Supernet(keras.Model):
           A float32 scalar in that unit.
         """
         total = tf.constant(fixed, tf.float32)
-        for cell_type in CELL_TYPES:
+        for cell_type in self.space.cell_types:
             operations, edges = self.operation_dropout[cell_type], self.edge_dropout[cell_type]
             kept = edges.keep_probability()[:, None] * operations.keep_probability()
             total += tf.reduce_sum(kept * tf.constant(terms[cell_type], tf.float32))
@@ -280,7 +299,9 @@ class Supernet(keras.Model):
         weight_optimizer,
         architecture_optimizer,
         *,
+        dropout_rate_optimizer=None,
         kl_weight=0.01,
+        kl_centered=False,
         weight_decay=0.0,
         architecture_weight_decay=0.0,
         gradient_clip_norm=0.0,
@@ -295,7 +316,9 @@ class Supernet(keras.Model):
         Args:
           weight_optimizer: Keras optimizer of the weights; its `iterations` number the steps.
           architecture_optimizer: Keras optimizer of the architecture variables.
+          dropout_rate_optimizer: Keras optimizer of log delta and log sigma; None leaves them to the architecture's.
           kl_weight: of the KL in the architecture's loss.
+          kl_centered: see `SemiImplicitDropout.kl_divergence`.
           weight_decay: coupled, on the weights.
           architecture_weight_decay: coupled, on w and phi.
           gradient_clip_norm: largest global norm of the weights' gradient; 0 for no clipping.
@@ -319,7 +342,12 @@ class Supernet(keras.Model):
         self.weight_optimizer, self.architecture_optimizer = weight_optimizer, architecture_optimizer
         # Keras builds a model's optimizer on all variables unless it is built already.
         weight_optimizer.build(self.weight_variables)
-        architecture_optimizer.build(self.architecture_variables)
+        self.dropout_rate_optimizer, self.kl_centered = dropout_rate_optimizer, kl_centered
+        if dropout_rate_optimizer is None:
+            architecture_optimizer.build(self.architecture_variables)
+        else:
+            architecture_optimizer.build(self.mixing_variables)
+            dropout_rate_optimizer.build(self.dropout_rate_variables)
         self.kl_weight, self.gradient_clip_norm, self._class_weights = kl_weight, gradient_clip_norm, class_weights
         self.hypergradient_order, self._cost_scale, self._cost_terms = hypergradient_order, cost_scale, cost_terms
         self._weight_decays = [weight_decay] * len(self.weight_variables)
@@ -359,7 +387,7 @@ class Supernet(keras.Model):
                 labels,
                 logits,
                 divergence,
-                self.kl_weight,
+                self.kl_weight * self.kl_scale,
                 self._class_weights,
                 expected_cost=expected_cost,
                 cost_scale=self._cost_scale,
@@ -383,12 +411,22 @@ class Supernet(keras.Model):
                 step=self._stepped,
                 average=replica_mean,
             )
-        apply_gradients(self.architecture_optimizer, gradients, variables, weight_decays=self._architecture_weight_decays)
+        self._update_architecture_by(gradients)
         return {
             "architecture_loss": value,
             "architecture_accuracy": objective.accuracy(labels, logits),
             "kl": divergence,
         }
+
+    def _update_architecture_by(self, gradients):
+        """Gives the gradients to the optimizer, or each kind of variable's to its own."""
+        variables, decays = self.architecture_variables, self._architecture_weight_decays
+        if self.dropout_rate_optimizer is None:
+            apply_gradients(self.architecture_optimizer, gradients, variables, weight_decays=decays)
+            return
+        first = len(self.mixing_variables)
+        for optimizer, part in ((self.architecture_optimizer, slice(first)), (self.dropout_rate_optimizer, slice(first, None))):
+            apply_gradients(optimizer, gradients[part], variables[part], weight_decays=decays[part])
 
     def _stepped(self, gradients):
         """The weights after a step of their optimizer with these gradients, without clipping, as DARTS unrolls it."""
@@ -410,6 +448,8 @@ class Supernet(keras.Model):
         """The second half of `bilevel_step`, and all of a step of the warm-up."""
         images, labels = data[0]
         draw = self.draw(self.weight_optimizer.iterations, tf.shape(images)[0])
+        if self.noise_in == "architecture":
+            draw = {cell_type: CellDraw(*(_without_noise(level) for level in levels)) for cell_type, levels in draw.items()}
         variables = self.weight_variables
         scale = loss_scale(self.weight_optimizer)
         value, logits, gradients = hypergradient.first_order(
@@ -431,8 +471,8 @@ class Supernet(keras.Model):
 
     def posterior(self, epoch):
         """The architecture parameters as a `Posterior` of NumPy arrays, after `epoch` epochs."""
-        cells = [
-            CellPosterior(*self.operation_dropout[cell_type].parameters(), *self.edge_dropout[cell_type].parameters())
-            for cell_type in CELL_TYPES
-        ]
-        return Posterior(self.space.name, epoch, *cells, self.method.name)
+        cells = {
+            cell_type: CellPosterior(*self.operation_dropout[cell_type].parameters(), *self.edge_dropout[cell_type].parameters())
+            for cell_type in self.space.cell_types
+        }
+        return Posterior(self.space.name, epoch, **cells, method=self.method.name, mixing=self.mixing)

@@ -20,7 +20,7 @@ import os
 import platform
 
 from sivdnas_tf.errors import BudgetError, ConfigError, GenotypeError, nearest
-from sivdnas_tf.search_space import CELL_TYPES, EVALUATION_OPERATIONS, MAX_CELLS, MIN_CELLS, N_CELL_INPUTS, plan_network
+from sivdnas_tf.search_space import EVALUATION_OPERATIONS, MAX_CELLS, MIN_CELLS, cells_step, plan_network, space_of_network
 
 CONVENTIONS = ("macs", "macs_ptflops")
 
@@ -96,6 +96,8 @@ def operation_cost(operation, *, channels, resolution, stride):
         kernel = _kernel_size(size)
         first = _separable_unit(channels, kernel, resolution, stride)
         return first + _separable_unit(channels, kernel, _strided(resolution, stride), 1)
+    if kind == "nor_conv":
+        return _relu_convolution(channels, channels, _kernel_size(size), resolution, stride)
     if kind == "dil_conv":
         return _separable_unit(channels, _kernel_size(size), resolution, stride)
     return _factorized_convolution(channels, 7, resolution, stride)
@@ -117,15 +119,29 @@ def cell_cost(cell, cell_plan):
 def cell_parts(cell, cell_plan):
     """What a cell is made of: pairs of a name, "preprocess 0", "preprocess 1" or an operation, and its `Cost`, as `cell_cost` adds them."""
     used = used_nodes(cell)
-    if 0 in used:
-        yield "preprocess 0", _preprocessing_cost(cell_plan.in_channels[0], cell_plan, halve=cell_plan.reduction_prev)
-    if 1 in used:
-        yield "preprocess 1", _preprocessing_cost(cell_plan.in_channels[1], cell_plan, halve=False)
+    for index, halve in _preprocessed(cell_plan):
+        if index in used:
+            yield f"preprocess {index}", _preprocessing_cost(cell_plan.in_channels[index], cell_plan, halve)
     for edge in cell.edges:
         if edge.node in used:
-            resolution = cell_plan.in_resolution if edge.predecessor < N_CELL_INPUTS else cell_plan.out_resolution
+            resolution = cell_plan.in_resolution if edge.predecessor < cell_plan.n_inputs else cell_plan.out_resolution
             stride = cell_plan.stride(edge.predecessor)
             yield edge.operation, operation_cost(edge.operation, channels=cell_plan.channels, resolution=resolution, stride=stride)
+
+
+def _preprocessed(cell_plan):
+    """Pairs of an input that is preprocessed, and whether that halves it."""
+    return ((0, cell_plan.reduction_prev), (1, False)) if cell_plan.preprocesses else ()
+
+
+def check_network(genotype, network):
+    """Raises `GenotypeError` where a network is not built of cells of the genotype's search space."""
+    space = space_of_network(network)
+    if genotype.search_space != space.name:
+        raise GenotypeError(
+            f"a {network} network is built of cells of the search space {space.name}. "
+            f"Received: {genotype.name!r} of {genotype.search_space}"
+        )
 
 
 def network_cost(genotype, *, network, channels, cells, classes, resolution, image_channels=3):
@@ -164,18 +180,22 @@ def network_parts(genotype, *, network, channels, cells, classes, resolution, im
     used = _used_tensors(genotype, plan)
     parts = [("stem", "stem", _stem_cost(plan, stem_1_used=1 in used))]
     for cell_plan in plan.cells:
-        if cell_plan.index + N_CELL_INPUTS in used:
+        if cell_plan.index in plan.residual_reductions:
+            parts.append((f"reduction before cell {cell_plan.index}", "residual reduction", _residual_reduction_cost(cell_plan)))
+        if cell_plan.index + cell_plan.n_inputs in used:
             place = f"cell {cell_plan.index} {cell_plan.cell_type}"
             parts += [(place, name, cost) for name, cost in cell_parts(genotype.cell(cell_plan.cell_type), cell_plan)]
     return [*parts, ("classifier", "classifier", _classifier_cost(plan))]
 
 
 def auxiliary_head_params(genotype, *, network, channels, cells, classes, resolution, image_channels=3):
-    """Parameters of the auxiliary head that training adds to the network; arguments and errors as of `network_cost`.
+    """Parameters of the auxiliary head that training adds to the network, if it has one; arguments and errors as of `network_cost`.
 
     The ImageNet head has no batch-norm after its second convolution (EVALUATION_NETWORK.md, "Skeleton").
     """
     plan = _plan(genotype, network, channels, cells, classes, resolution, image_channels)
+    if plan.auxiliary_cell is None:
+        return 0
     narrow, wide = _AUXILIARY_WIDTHS
     in_channels = plan.cells[plan.auxiliary_cell].out_channels
     batch_norms = 2 * narrow + (2 * wide if network == "cifar" else 0)
@@ -197,25 +217,27 @@ def expected_cost_terms(space, budget):
 
     An operation is computed where its own gate and its edge's are 1, in every cell of its type, so that with K operations' and k edges'
     keep probabilities the expectation is  fixed + sum_types sum_e k_e sum_p K_ep term_ep.  Left out: that a node keeps one edge whatever
-    the draw, and that nothing feeds on an unused node.
+    the draw, that nothing feeds on an unused node, and that a space of one operation an edge derives fewer than its gates leave.
 
     Args:
       space: the `SearchSpace`.
       budget: `config.BudgetConfig`.
 
     Returns:
-      `(fixed, {"normal": [E][P], "reduction": [E][P]})`, in the budget's convention: stem, preprocessing and classifier, and what each
+      `(fixed, {cell type: [E][P]})`, in the budget's convention: stem, preprocessing and classifier, and what each
       operation of each edge adds.
     """
     network = _deployed_network(budget)
-    plan = plan_network(network.pop("network"), **network, multipliers=(space.n_nodes, space.n_nodes))
+    plan = plan_network(network.pop("network"), **network, multipliers=(len(space.outputs),) * len(space.cell_types))
     fixed = _stem_cost(plan, stem_1_used=True) + _classifier_cost(plan)
-    terms = {cell_type: [[0] * len(space.primitives) for _ in space.edges] for cell_type in CELL_TYPES}
+    terms = {cell_type: [[0] * len(space.primitives) for _ in space.edges] for cell_type in space.cell_types}
     for cell_plan in plan.cells:
-        for index, halve in enumerate((cell_plan.reduction_prev, False)):
+        if cell_plan.index in plan.residual_reductions:
+            fixed += _residual_reduction_cost(cell_plan)
+        for index, halve in _preprocessed(cell_plan):
             fixed += _preprocessing_cost(cell_plan.in_channels[index], cell_plan, halve)
         for row, (predecessor, _) in zip(terms[cell_plan.cell_type], space.edges, strict=True):
-            resolution = cell_plan.in_resolution if predecessor < N_CELL_INPUTS else cell_plan.out_resolution
+            resolution = cell_plan.in_resolution if predecessor < cell_plan.n_inputs else cell_plan.out_resolution
             size = {"channels": cell_plan.channels, "resolution": resolution, "stride": cell_plan.stride(predecessor)}
             for index, primitive in enumerate(space.primitives):
                 row[index] += cost_in(operation_cost(primitive, **size), budget.convention)
@@ -261,9 +283,10 @@ def deepest_cells(genotype, budget):
     def fits(cells):
         return fits_budget(network_cost(genotype, **{**_deployed_network(budget), "cells": cells}), budget)
 
-    cells = MIN_CELLS - 1
-    while cells < MAX_CELLS and fits(cells + 1):  # one more cell lengthens one of the three stages, and shortens none
-        cells += 1
+    step = cells_step(budget.network)
+    cells = MIN_CELLS - step
+    while cells + step <= MAX_CELLS and fits(cells + step):  # one more cell lengthens one of the three stages, and shortens none
+        cells += step
     return cells if cells >= MIN_CELLS else None
 
 
@@ -309,7 +332,7 @@ def check_latency(milliseconds, budget, subject="the deployed network"):
 
 
 def used_nodes(cell):
-    """Nodes of a `genotype.Cell`, its inputs 0 and 1 included, on which its output depends: a frozenset of indices."""
+    """Nodes of a `genotype.Cell`, its inputs included, on which its output depends: a frozenset of indices."""
     used = set(cell.concat)
     for edge in sorted(cell.edges, key=lambda edge: edge.node, reverse=True):  # a predecessor is an earlier node
         if edge.node in used:
@@ -318,16 +341,18 @@ def used_nodes(cell):
 
 
 def _used_tensors(genotype, plan):
-    """Indices on which the logits depend: 0 and 1 are the stem's two tensors, i + 2 is cell i's output."""
-    used_inputs = {cell_type: used_nodes(genotype.cell(cell_type)) & {0, 1} for cell_type in ("normal", "reduction")}
-    used = {len(plan.cells) + 1}
+    """Indices on which the logits depend: the first are the stem's tensors, as many as a cell has inputs; then the cells' outputs."""
+    n_inputs = len(plan.stem_channels)
+    used_inputs = {cell_type: used_nodes(genotype.cell(cell_type)) & set(range(n_inputs)) for cell_type in genotype.cell_types}
+    used = {len(plan.cells) + n_inputs - 1}
     for cell_plan in reversed(plan.cells):
-        if cell_plan.index + N_CELL_INPUTS in used:
+        if cell_plan.index + n_inputs in used:
             used.update(cell_plan.index + node for node in used_inputs[cell_plan.cell_type])
     return used
 
 
 def _plan(genotype, network, channels, cells, classes, resolution, image_channels):
+    check_network(genotype, network)
     return plan_network(
         network,
         channels=channels,
@@ -394,17 +419,31 @@ def _factorized_reduce(in_channels, out_channels, resolution):
     return _relu(in_channels, resolution) + _convolution(in_channels * out_channels, out**2) + _batch_norm(out_channels, out)
 
 
+def _relu_convolution(in_channels, channels, kernel, resolution, stride):
+    """ReLU, full convolution, batch-norm."""
+    out = _strided(resolution, stride)
+    convolution = _convolution(in_channels * channels * kernel**2, out**2)
+    return _relu(in_channels, resolution) + convolution + _batch_norm(channels, out)
+
+
 def _preprocessing_cost(in_channels, cell_plan, halve):
     channels, resolution = cell_plan.channels, cell_plan.in_resolution
     if halve:
         return _factorized_reduce(in_channels, channels, 2 * resolution)
-    convolution = _convolution(in_channels * channels, resolution**2)
-    return _relu(in_channels, resolution) + convolution + _batch_norm(channels, resolution)
+    return _relu_convolution(in_channels, channels, 1, resolution, 1)
+
+
+def _residual_reduction_cost(cell_plan):
+    """The block before a cell: two 3x3 convolutions, and a 2x2 average pool with a 1x1 convolution."""
+    channels, resolution = cell_plan.channels, cell_plan.in_resolution
+    in_channels = channels // 2
+    main = _relu_convolution(in_channels, channels, 3, 2 * resolution, 2) + _relu_convolution(channels, channels, 3, resolution, 1)
+    return main + _pool(in_channels, 2 * resolution) + _convolution(in_channels * channels, resolution**2)
 
 
 def _stem_cost(plan, stem_1_used):
-    if plan.network == "cifar":  # one convolution, read by cells 0 and 1
-        channels = plan.stem_channels[1]
+    if plan.network != "imagenet":  # one convolution, read by cell 0, and in "cifar" by cell 1 too
+        channels = plan.stem_channels[0]
         convolution = _convolution(9 * plan.image_channels * channels, plan.resolution**2)
         return convolution + _batch_norm(channels, plan.resolution)
     channels = plan.stem_channels[0]
@@ -418,7 +457,9 @@ def _stem_cost(plan, stem_1_used):
 
 
 def _classifier_cost(plan):
-    """Global average pool and dense layer with bias."""
-    multiply_adds = plan.final_channels * plan.classes
-    pool = _pool(plan.final_channels, plan.cells[-1].out_resolution)
-    return pool + Cost(multiply_adds + plan.classes, multiply_adds, multiply_adds)
+    """Global average pool and dense layer with bias; before it in "nasbench201", batch-norm and ReLU."""
+    multiply_adds, resolution = plan.final_channels * plan.classes, plan.cells[-1].out_resolution
+    before = _pool(plan.final_channels, resolution)
+    if plan.network == "nasbench201":
+        before += _batch_norm(plan.final_channels, resolution) + _relu(plan.final_channels, resolution)
+    return before + Cost(multiply_adds + plan.classes, multiply_adds, multiply_adds)

@@ -12,7 +12,7 @@ _WIRE = "#5b6774"
 _ROW = 20.0
 
 
-def draw_cell(cell, title):
+def draw_cell(cell, title, n_inputs=N_CELL_INPUTS):
     """Draws a cell.
 
     A box is a node: it adds everything that enters it. Each edge has a grey tag that names where it comes from, and one coloured
@@ -21,18 +21,22 @@ def draw_cell(cell, title):
     Args:
       cell: `genotype.Cell`.
       title: text for screen readers and the pointer.
+      n_inputs: number of its first nodes that are inputs.
 
     Returns:
       One `<svg>` element as text.
     """
-    placed = layout.layout_cell(cell)
+    placed = layout.layout_cell(cell, n_inputs)
     legend, legend_width = _legend(cell, placed.height + 12)
-    notes = _notes(cell)
+    notes = _notes(cell, n_inputs)
     notes_top = placed.height + 12 + _ROW
     lines = [text(10, notes_top + _ROW * (index + 0.5), note, fill=_WIRE) for index, note in enumerate(notes)]
     # Lines lie below everything else: where one passes a corner, the box stays whole.
-    parts = [_draw_lines(edge) for edge in placed.edges] + [_draw_labels(edge, placed.nodes[edge.node]) for edge in placed.edges]
-    parts += [_draw_node(node, box) for node, box in placed.nodes.items()]
+    parts = [_draw_lines(edge, placed.nodes) for edge in placed.edges] + [
+        _draw_labels(edge, placed.nodes[edge.node]) for edge in placed.edges
+    ]
+    ends = (*range(n_inputs), layout.OUTPUT)
+    parts += [_draw_node(box, node in ends) for node, box in placed.nodes.items()]
     width = max(placed.width, legend_width, *(text_width(note) + 20 for note in notes), 0)
     return svg(width, notes_top + _ROW * len(notes) + 4, title, *parts, legend, *lines)
 
@@ -41,21 +45,21 @@ def _colour(operations, index):
     return KINDS[operation_kind(operations[index])][1] if operations else _WIRE
 
 
-def _draw_lines(edge):
+def _draw_lines(edge, nodes):
     drawn = []
     for index, points in enumerate(edge.lines):
         dash = "4 3" if edge.operations and edge.operations[index] == "none" else None
         drawn.append(
             element("path", d=_path(points), fill="none", stroke=_colour(edge.operations, index), stroke_width=1.6, stroke_dasharray=dash)
         )
-    tip = element("title", escape(text_of_edge(edge)))
+    tip = element("title", escape(text_of_edge(edge, nodes)))
     return element("g", tip, *drawn, class_="edge")
 
 
-def text_of_edge(edge):
+def text_of_edge(edge, nodes):
     """What the pointer shows over an edge: `c_{k-2} to 3: sep_conv_3x3 + skip_connect`."""
     operations = " + ".join(edge.operations) or "concatenation"
-    return f"{layout.node_name(edge.predecessor)} to {layout.node_name(edge.node)}: {operations}"
+    return f"{nodes[edge.predecessor].text} to {nodes[edge.node].text}: {operations}"
 
 
 def _path(points):
@@ -93,9 +97,8 @@ def _arrow(x0, x1, y, colour):
     return line + head
 
 
-def _draw_node(node, box):
-    ends = node in (*range(N_CELL_INPUTS), layout.OUTPUT)
-    fill, ink = (_INK, "#ffffff") if ends else ("#ffffff", _INK)
+def _draw_node(box, is_end):
+    fill, ink = (_INK, "#ffffff") if is_end else ("#ffffff", _INK)
     frame = element("rect", x=box.x, y=box.y, width=box.width, height=box.height, rx=6, fill=fill, stroke=_INK, stroke_width=1.5)
     label = text(box.x + box.width / 2, box.middle, box.text, text_anchor="middle", font_size=13, font_weight="bold", fill=ink)
     return element("g", frame, label, class_="node")
@@ -113,10 +116,10 @@ def _legend(cell, y):
     return element("g", *parts, class_="legend"), x
 
 
-def _notes(cell):
+def _notes(cell, n_inputs):
     """What a reader would wonder about: nodes that are not drawn, not used, or not part of the output."""
     fed, used = set(cell.nodes), used_nodes(cell)
-    unfed = [node for node in range(N_CELL_INPUTS, max(fed)) if node not in fed]
+    unfed = [node for node in range(n_inputs, max(fed)) if node not in fed]
     dead = sorted(fed - used)
     inner = sorted(fed & used - set(cell.concat))
     notes = []
@@ -126,7 +129,7 @@ def _notes(cell):
         notes.append(f"Does not reach the output: node {_numbers(dead)}.")
     if inner:
         notes.append(f"Used inside the cell only, not concatenated: node {_numbers(inner)}.")
-    idle = [layout.node_name(index) for index in range(N_CELL_INPUTS) if index not in used]
+    idle = [layout.node_name(index, n_inputs) for index in range(n_inputs) if index not in used]
     if idle:
         notes.append(f"The output does not depend on {' or '.join(idle)}.")
     return notes

@@ -23,14 +23,15 @@ class Item:
     Args:
       layer: index of its column.
       node: what it stands for; None for a lane.
+      name: of the node, in the drawing.
 
     Attributes:
       inputs, outputs: `Link`s, from top to bottom once placed.
       y, height: of its middle, and its size, in pixels.
     """
 
-    def __init__(self, layer, node=None):
-        self.layer, self.node = layer, node
+    def __init__(self, layer, node=None, name=""):
+        self.layer, self.node, self.name = layer, node, name
         self.inputs, self.outputs = [], []
         self.y = self.height = 0.0
 

@@ -85,30 +85,30 @@ class CellLayout:
     edges: tuple
 
 
-def node_name(node):
-    """What a node is called in a drawing."""
-    return {0: "c_{k-2}", 1: "c_{k-1}"}.get(node, str(node))
+def node_name(node, n_inputs=N_CELL_INPUTS):
+    """What a node of a cell with `n_inputs` inputs is called in a drawing."""
+    return f"c_{{k-{n_inputs - node}}}" if node in range(n_inputs) else str(node)
 
 
-def layout_cell(cell):
-    """Lays out a `genotype.Cell`; returns a `CellLayout`."""
-    layers, chains = _build(cell)
+def layout_cell(cell, n_inputs=N_CELL_INPUTS):
+    """Lays out a `genotype.Cell` whose first `n_inputs` nodes are its inputs; returns a `CellLayout`."""
+    layers, chains = _build(cell, n_inputs)
     order(layers)
     place_vertically(layers, _MARGIN)
     columns = _place_horizontally(layers)
     return _collect(layers, chains, columns)
 
 
-def _build(cell):
+def _build(cell, n_inputs):
     """Columns of items, and for each edge its chain of links."""
     edges = {}
     for edge in cell.edges:
         edges.setdefault((edge.predecessor, edge.node), []).append(edge.operation)
-    depth = dict.fromkeys(range(N_CELL_INPUTS), 0)
+    depth = dict.fromkeys(range(n_inputs), 0)
     for node in cell.nodes:
         depth[node] = 1 + max(depth[edge.predecessor] for edge in cell.edges_into(node))
     depth[OUTPUT] = 1 + max(depth.values())
-    items = {node: Item(layer, node) for node, layer in depth.items()}
+    items = {node: Item(layer, node, node_name(node, n_inputs)) for node, layer in depth.items()}
     layers = [[item for item in items.values() if item.layer == layer] for layer in range(depth[OUTPUT] + 1)]
     chains = {}
     wires = sorted(edges.items()) + [((node, OUTPUT), ()) for node in cell.concat]
@@ -158,11 +158,11 @@ def _tag_width(link):
 
 
 def _link_name(link):
-    return node_name(link.source.node) if not link.source.is_lane else _link_name(link.source.inputs[0])
+    return link.source.name if not link.source.is_lane else _link_name(link.source.inputs[0])
 
 
 def _node_width(item):
-    return max(_NODE_WIDTH, text_width(node_name(item.node), 13) + 10)
+    return max(_NODE_WIDTH, text_width(item.name, 13) + 10)
 
 
 def _collect(layers, chains, columns):
@@ -171,7 +171,7 @@ def _collect(layers, chains, columns):
         for item in layer:
             if not item.is_lane:
                 width = column.right - column.node
-                nodes[item.node] = Box(column.node, item.y - item.height / 2, width, item.height, node_name(item.node))
+                nodes[item.node] = Box(column.node, item.y - item.height / 2, width, item.height, item.name)
     edges = tuple(_place_edge(edge, chain, columns) for edge, chain in chains.items())
     height = max(item.y + item.height / 2 for layer in layers for item in layer)
     return CellLayout(columns[-1].right + _MARGIN, height + _MARGIN, nodes, edges)
@@ -186,7 +186,7 @@ def _place_edge(edge, chain, columns):
         for top, operation in zip(tops, last.operations, strict=False)
     )
     tag_right = column.label - 4 if labels else column.node - _ARROW_LENGTH
-    tag = Box(column.tag, tops[0], tag_right - column.tag, last.in_height, node_name(edge[0]))
+    tag = Box(column.tag, tops[0], tag_right - column.tag, last.in_height, chain[0].source.name)
     lines = tuple(_line(chain, columns, index, tops[index] + LABEL_HEIGHT / 2) for index in range(last.n_lines))
     return PlacedEdge(*edge, last.operations, labels, tag, lines)
 

@@ -19,11 +19,12 @@ KINDS = {
     "separable": ("separable convolution", "#0072b2"),
     "dilated": ("dilated separable convolution", "#d55e00"),
     "factorized": ("7x1 and 1x7 convolution", "#a07800"),
+    "full": ("full convolution", "#4a56c0"),
     "pooling": ("pooling", "#00805d"),
     "skip": ("skip connection", "#a2447c"),
     "none": ("none (adds nothing)", "#8a8a8a"),
 }
-_PREFIXES = {"sep_conv": "separable", "dil_conv": "dilated", "conv_": "factorized", "skip": "skip", "none": "none"}
+_PREFIXES = {"sep_conv": "separable", "dil_conv": "dilated", "conv_": "factorized", "nor_conv": "full", "skip": "skip", "none": "none"}
 
 
 def operation_kind(operation):

@@ -152,14 +152,15 @@ def _read_history(run_dir):
     _check_shapes(arrays, run_dir.file(name))
     if not len(arrays["epoch"]):
         return None
-    are_weights = all(f"{cell_type}_operation_weight" in arrays for cell_type in CELL_TYPES)
+    cell_types = _cell_types(arrays)
+    are_weights = all(f"{cell_type}_operation_weight" in arrays for cell_type in cell_types)
     kind = "weight" if are_weights else "keep_probability"
     return History(
         epochs=arrays["epoch"].tolist(),
         edges=[str(edge) for edge in arrays["edges"]],
         primitives=[str(primitive) for primitive in arrays["primitives"]],
-        operations={cell_type: _numbers(arrays[f"{cell_type}_operation_{kind}"]) for cell_type in CELL_TYPES},
-        edge_probabilities={cell_type: _numbers(arrays[f"{cell_type}_edge_keep_probability"]) for cell_type in CELL_TYPES},
+        operations={cell_type: _numbers(arrays[f"{cell_type}_operation_{kind}"]) for cell_type in cell_types},
+        edge_probabilities={cell_type: _numbers(arrays[f"{cell_type}_edge_keep_probability"]) for cell_type in cell_types},
         are_weights=are_weights,
     )
 
@@ -168,10 +169,15 @@ def _numbers(array):
     return np.asarray(array, np.float64).tolist()
 
 
+def _cell_types(arrays):
+    """Types of cells that the history has arrays of: both, or "normal" alone."""
+    return [kind for kind in CELL_TYPES if kind == "normal" or any(name.startswith(f"{kind}_") for name in arrays)]
+
+
 def _check_shapes(arrays, path):
     """Raises `RunDirError` where an array is missing, is no array of numbers, or has axes of other lengths than its names."""
     axes = {"epoch": ("epoch",), "edges": ("edges",), "primitives": ("primitives",)}
-    for cell_type in CELL_TYPES:
+    for cell_type in _cell_types(arrays):
         axes[f"{cell_type}_operation_keep_probability"] = ("epoch", "edges", "primitives")
         axes[f"{cell_type}_edge_keep_probability"] = ("epoch", "edges")
         if f"{cell_type}_operation_weight" in arrays:

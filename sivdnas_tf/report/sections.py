@@ -6,7 +6,7 @@ from sivdnas_tf.report.curves import Series, heat_map, heat_map_over_time, line_
 from sivdnas_tf.report.drawing import draw_cell
 from sivdnas_tf.report.markup import absent, element, escape, finite, number, operation_style, table
 from sivdnas_tf.report.run_files import as_dict
-from sivdnas_tf.search_space import CELL_TYPES
+from sivdnas_tf.search_space import get_search_space
 
 _BLUE, _ORANGE = "#0072b2", "#d55e00"
 _COST_FIELDS = ("params", "macs", "macs_ptflops")
@@ -63,16 +63,21 @@ def cells(run):
     """The drawings of both cells."""
     if run.genotype is None:
         return absent(run.missing("derive"))
+    space = get_search_space(run.genotype.search_space)
     drawings = [
-        _figure(draw_cell(run.genotype.cell(cell_type), f"{cell_type} cell of {run.genotype.name}"), f"{cell_type.capitalize()} cell")
-        for cell_type in CELL_TYPES
+        _figure(
+            draw_cell(run.genotype.cell(cell_type), f"{cell_type} cell of {run.genotype.name}", space.n_inputs),
+            f"{cell_type.capitalize()} cell",
+        )
+        for cell_type in run.genotype.cell_types
     ]
     explanation = (
         "Read from left to right. A box with a number is a node: it adds all operations that enter it. The grey tag before an operation "
         "says where its edge comes from; operations beside one tag lie on one edge. "
         "The output c_{k} concatenates the nodes that enter it."
     )
-    return element("p", escape(explanation), class_="note") + "".join(drawings)
+    string = run.genotype.architecture_string
+    return element("p", escape(explanation), class_="note") + (element("code", escape(string)) if string else "") + "".join(drawings)
 
 
 def keep_probabilities(run):
@@ -85,7 +90,7 @@ def keep_probabilities(run):
         note += " The method has no keep probabilities: the numbers of operations are the weights that an edge mixes them by."
     if run.genotype and run.derivation:
         note += " A frame marks what the derived cell has."
-    return element("p", note, class_="note") + "".join(_keep_charts(run, cell_type) for cell_type in CELL_TYPES)
+    return element("p", note, class_="note") + "".join(_keep_charts(run, cell_type) for cell_type in history.operations)
 
 
 def _keep_charts(run, cell_type):

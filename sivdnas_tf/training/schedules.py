@@ -8,6 +8,11 @@ import tensorflow as tf
 from sivdnas_tf.errors import ConfigError, nearest
 
 
+def kl_scale(epoch, warmup_epochs, ramp_epochs):
+    """Share of the divergence's weight in force in `epoch` (from 0): (e + 1) / ramp_epochs, at most 1, e epochs after the warm-up."""
+    return min(1.0, max(epoch - warmup_epochs + 1, 0) / ramp_epochs) if ramp_epochs else 1.0
+
+
 def prior_gap(epoch, warmup_epochs, decay):
     """(1 - lambda)^2 during `epoch`: 1 until the end of the warm-up, then multiplied by `decay` after every finished epoch.
 

@@ -6,7 +6,7 @@ import tensorflow as tf
 from sivdnas_tf.data.datasets import batches
 from sivdnas_tf.errors import RunDirError
 from sivdnas_tf.models.supernet import CellDraw
-from sivdnas_tf.search_space import CELL_TYPES, get_search_space
+from sivdnas_tf.search_space import get_search_space
 from sivdnas_tf.training import objective
 from sivdnas_tf.training.loop import UNREADABLE, model_state
 from sivdnas_tf.training.search import build_supernet, search_datasets, search_steps
@@ -21,9 +21,11 @@ def genotype_draw(genotype, space):
       space: its `SearchSpace`.
     """
     draw = {}
-    for cell_type in CELL_TYPES:
+    for cell_type in space.cell_types:
         operations = np.zeros((len(space.edges), len(space.primitives)), np.float32)
         for edge in genotype.cell(cell_type).edges:
+            if edge.operation not in space.primitives:  # `none`: closed
+                continue
             operations[space.edges.index((edge.predecessor, edge.node)), space.primitives.index(edge.operation)] = 1.0
         edges = operations.max(axis=1)
         draw[cell_type] = CellDraw(Draw(operations, np.zeros_like(operations)), Draw(edges, np.zeros_like(edges)))

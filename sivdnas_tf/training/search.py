@@ -17,7 +17,7 @@ from sivdnas_tf.posterior import named_method
 from sivdnas_tf.profiling import costs
 from sivdnas_tf.random_search import write_random_search
 from sivdnas_tf.run_dir import as_run_dir, write_json
-from sivdnas_tf.search_space import CELL_TYPES, get_search_space, plan_network
+from sivdnas_tf.search_space import get_search_space, plan_network
 from sivdnas_tf.training import objective, schedules
 from sivdnas_tf.training.distribution import (
     begin_stage,
@@ -66,13 +66,13 @@ def supernet_plan(config, image_shape, classes):
         )
     space = get_search_space(config.search.search_space)
     return plan_network(
-        "cifar",
+        space.networks[0],
         channels=config.search.channels,
         cells=config.search.cells,
         classes=classes,
         resolution=image_shape[0],
         image_channels=image_shape[2],
-        multipliers=(space.n_nodes, space.n_nodes),
+        multipliers=(len(space.outputs),) * len(space.cell_types),
     )
 
 
@@ -95,9 +95,11 @@ def build_supernet(config, image_shape, classes, steps, class_weights=None):
             method=method,
             mixing=method.mixing_in(search),
             initial_log_dropout_rate=search.initial_log_dropout_rate,
+            noise_in=search.noise_in,
             noise_shape=search.noise_shape,
             gate_gradient=search.gate_gradient,
             gate_temperature=search.gate_temperature,
+            normalize_skips=search.normalize_skips,
             recompute=search.recompute,
             seed=config.seed,
         )
@@ -105,13 +107,12 @@ def build_supernet(config, image_shape, classes, steps, class_weights=None):
     weight_optimizer = keras.optimizers.SGD(
         schedules.EpochLearningRate(search.learning_rate, search.final_learning_rate, search.epochs, steps), momentum=search.momentum
     )
-    architecture_optimizer = keras.optimizers.Adam(
-        search.architecture_learning_rate, search.architecture_beta_1, search.architecture_beta_2, epsilon=1e-8
-    )
     supernet.compile(
         scaled_for(search.precision, weight_optimizer),
-        scaled_for(search.precision, architecture_optimizer),
+        scaled_for(search.precision, _adam(search, search.architecture_learning_rate)),
+        dropout_rate_optimizer=_dropout_rate_optimizer(search, supernet),
         kl_weight=search.kl_weight,
+        kl_centered=search.kl_centered,
         weight_decay=search.weight_decay,
         architecture_weight_decay=search.architecture_weight_decay,
         gradient_clip_norm=search.gradient_clip_norm,
@@ -121,6 +122,17 @@ def build_supernet(config, image_shape, classes, steps, class_weights=None):
         cost_terms=_cost_terms(config, unit=config.budget.macs) if search.cost_scale else None,
     )
     return supernet
+
+
+def _adam(search, learning_rate):
+    return keras.optimizers.Adam(learning_rate, search.architecture_beta_1, search.architecture_beta_2, epsilon=1e-8)
+
+
+def _dropout_rate_optimizer(search, supernet):
+    """The optimizer of the log dropout rates where they have one of their own, else None."""
+    if not search.dropout_rate_learning_rate or not supernet.dropout_rate_variables:
+        return None
+    return scaled_for(search.precision, _adam(search, search.dropout_rate_learning_rate))
 
 
 def _cost_terms(config, unit=1.0):
@@ -194,6 +206,7 @@ def _loop_plan(config, datasets, run_dir, supernet, steps, cost_terms):
         gap = schedules.prior_gap(epoch, search.warmup_epochs, search.prior_gap_decay) if supernet.method.annealed else 1.0
         supernet.operation_prior_gap.assign(gap)
         supernet.edge_prior_gap.assign(gap)
+        supernet.kl_scale.assign(schedules.kl_scale(epoch, search.warmup_epochs, search.kl_ramp_epochs))
 
     def on_epoch_end(epoch, record):
         del record
@@ -220,6 +233,7 @@ def _loop_plan(config, datasets, run_dir, supernet, steps, cost_terms):
             "supernet": model_state(supernet),
             "weight_optimizer": supernet.weight_optimizer,
             "architecture_optimizer": supernet.architecture_optimizer,
+            **({"dropout_rate_optimizer": supernet.dropout_rate_optimizer} if supernet.dropout_rate_optimizer else {}),
         },
         advice=_ADVICE,
         summary=_summary,
@@ -254,7 +268,7 @@ class _History:
         """Adds the epoch, writes the file and TensorBoard's histograms; returns what the epoch's record says of the posterior."""
         posterior = self._supernet.posterior(epoch + 1)
         new, expected, cost = {"epoch": np.array(epoch + 1)}, 0.0, self._fixed_cost
-        for cell_type in CELL_TYPES:
+        for cell_type in posterior.cell_types:
             cell = posterior.cell(cell_type)
             operations, edges = cell.operation_keep_probability, cell.edge_keep_probability
             new[f"{cell_type}_operation_keep_probability"], new[f"{cell_type}_edge_keep_probability"] = operations, edges

@@ -54,7 +54,8 @@ def resolve(name_or_path, say=lambda line: None):
     """The genotype that a command line names: a name of the zoo, or else a file (`./NAME` where both exist).
 
     Args:
-      name_or_path: text or a path; a file is of schema 1, or of a form that `darts_genotype` converts.
+      name_or_path: text or a path; a file is of schema 1, or of a form that `darts_genotype` converts. Text that begins with "|" is
+        NAS-Bench-201's string of a cell.
       say: function of the line that says what was converted; not called for a name, or for a file of schema 1.
 
     Returns:
@@ -66,6 +67,8 @@ def resolve(name_or_path, say=lambda line: None):
     text = os.fspath(name_or_path)
     if text in _architectures():
         return load(text)
+    if text.startswith("|"):
+        return Genotype.from_architecture_string(text)
     if not os.path.exists(text):
         raise GenotypeError(
             f"unknown genotype: the zoo has none of this name, and no file of this name exists.{nearest(text, names())} "

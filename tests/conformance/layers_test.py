@@ -45,6 +45,9 @@ CASES = {
     "subsample": Case(lambda: blocks.Subsample(offset=1), shape=(7, 7, 4)),
     "relu-conv-bn": Case(lambda: blocks.ReLUConvBN(6), trainable=3, non_trainable=2),
     "relu-conv-bn, search": Case(lambda: blocks.ReLUConvBN(6, normalization="batch_statistics"), trainable=1),
+    "relu-conv-bn, 3x3": Case(lambda: blocks.ReLUConvBN(6, kernel=3, stride=2), trainable=3, non_trainable=2),
+    "relu-conv-bn, affine": Case(lambda: blocks.ReLUConvBN(6, normalization="batch_statistics", kernel=3, affine=True), trainable=3),
+    "residual reduction": Case(lambda: blocks.ResidualReduction(6), trainable=7, non_trainable=4),
     "sep conv": Case(lambda: blocks.SepConv(3, stride=2, normalization="synchronized_batch"), trainable=8, non_trainable=4),
     "dil conv": Case(lambda: blocks.DilConv(5, stride=2), trainable=4, non_trainable=2),
     "dil conv, stride 1": Case(lambda: blocks.DilConv(3), trainable=4, non_trainable=2),
@@ -60,6 +63,7 @@ CASES = {
     "stem, imagenet 1": Case(lambda: heads.Stem("imagenet_1", 8), shape=(8, 8, 4), trainable=3, non_trainable=2),
     "auxiliary head": Case(lambda: heads.AuxiliaryHead("imagenet", 5), trainable=6, non_trainable=2),
     "classifier": Case(lambda: heads.Classifier(5), trainable=2),
+    "classifier, norm": Case(lambda: heads.Classifier(5, "batch"), trainable=4, non_trainable=2),
     "normalise": Case(lambda: Normalise([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0])),
     "semi-implicit dropout": Case(
         lambda: SemiImplicitDropout((3,), mixing="softmax", groups=(2, 2, 3), initial_log_dropout_rate=-1.0),

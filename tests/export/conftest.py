@@ -10,7 +10,7 @@ import pytest
 from sivdnas_tf.config import Config, replace
 from sivdnas_tf.genotype import Genotype
 from sivdnas_tf.run_dir import RunDir, read_json
-from sivdnas_tf.search_space import EVALUATION_OPERATIONS
+from sivdnas_tf.search_space import DARTS_OPERATIONS
 
 
 def _cell(edges, concat):
@@ -26,7 +26,7 @@ def _genotype(name, normal, reduction):
 # (tests/conformance/export_test.py has each at either stride).
 EVERYTHING = _genotype(
     "everything",
-    _cell([(2 + index // 5, index % 2, operation) for index, operation in enumerate(EVALUATION_OPERATIONS)] + [(3, 2, "none")], [2, 3]),
+    _cell([(2 + index // 5, index % 2, operation) for index, operation in enumerate(DARTS_OPERATIONS)] + [(3, 2, "none")], [2, 3]),
     _cell([(2, 0, "none"), (2, 1, "skip_connect"), (2, 0, "dil_conv_3x3"), (2, 1, "conv_7x1_1x7"), (2, 0, "max_pool_3x3")], [2]),
 )
 # Node 2 is not concatenated but feeds node 4; nothing depends on node 3.

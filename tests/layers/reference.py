@@ -38,8 +38,8 @@ def norm(x, variables, name="norm"):
     return (x - mean) / np.sqrt(variance + 1e-5) * gamma + beta
 
 
-def relu_conv_bn(x, v):
-    return norm(conv(relu(x), v["conv/kernel"]), v)
+def relu_conv_bn(x, v, kernel=1, stride=1):
+    return norm(conv(relu(x), v["conv/kernel"], (stride, stride), (kernel // 2, kernel // 2)), v)
 
 
 def sep_conv(x, v, kernel, stride):
@@ -90,7 +90,7 @@ def operation(primitive, x, v, stride):
         return {"max_pool": max_pool, "avg_pool": average_pool}[kind](x, stride)
     if primitive == "conv_7x1_1x7":
         return conv_pair(x, v, 7, stride)
-    return {"sep_conv": sep_conv, "dil_conv": dil_conv}[kind](x, v, int(size.partition("x")[0]), stride)
+    return {"sep_conv": sep_conv, "dil_conv": dil_conv, "nor_conv": relu_conv_bn}[kind](x, v, int(size.partition("x")[0]), stride)
 
 
 def images(size, channels=4, seed=0):

@@ -120,7 +120,7 @@ def test_each_cell_takes_its_own_noise():
     numbers = {"normal": iter([0]), "reduction": iter([0, 1])}
     for plan, cell in zip(PLAN.cells, network.cells, strict=True):
         own, gates = sample[plan.cell_type]
-        previous = previous[1], cell(*previous, own[next(numbers[plan.cell_type])], gates)
+        previous = previous[1], cell(list(previous), own[next(numbers[plan.cell_type])], gates)
     np.testing.assert_allclose(network(images, draw=draw), network.classifier(previous[1]), rtol=1e-5, atol=1e-5)
 
 

@@ -169,8 +169,8 @@ def test_edges_and_nodes_are_weighted_sums(supernet):
     cell, generator = supernet.cells[0], np.random.default_rng(2)
     samples = generator.normal(size=(5, 3)).astype(np.float32)
     inputs = [generator.normal(size=(2, 8, 8, 12)).astype(np.float32) for _ in range(2)]
-    output = cell(*inputs, samples, np.ones((5, 3), bool))
-    states = {0: cell.preprocess0(inputs[0]), 1: cell.preprocess1(inputs[1])}
+    output = cell(inputs, samples, np.ones((5, 3), bool))
+    states = {index: layer(tensor) for index, (layer, tensor) in enumerate(zip(cell.preprocessing, inputs, strict=True))}
     for node in (2, 3):
         total = 0.0
         for index, (predecessor, target) in enumerate(TINY.edges):

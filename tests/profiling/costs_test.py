@@ -9,7 +9,7 @@ from sivdnas_tf.errors import BudgetError, ConfigError, GenotypeError
 from sivdnas_tf.genotype import Cell, Edge, Genotype
 from sivdnas_tf.profiling import costs
 from sivdnas_tf.profiling.costs import Cost, operation_cost
-from sivdnas_tf.search_space import EVALUATION_OPERATIONS, get_search_space, plan_network
+from sivdnas_tf.search_space import DARTS_OPERATIONS, EVALUATION_OPERATIONS, get_search_space, plan_network
 from sivdnas_tf.zoo import registry
 
 # The two networks that `counts` of the zoo was measured on.
@@ -44,7 +44,7 @@ def test_equals_the_reference_networks_exactly(name, network):
 def test_the_zoo_covers_every_operation_at_some_stride():
     # Without this the test above could become vacuous for an operation.
     found = {edge.operation for name in registry.names() for c in ["normal", "reduction"] for edge in registry.load(name).cell(c).edges}
-    assert found == set(EVALUATION_OPERATIONS)
+    assert found == set(DARTS_OPERATIONS)
 
 
 def brute_force(operation, channels, size, stride):
@@ -70,6 +70,10 @@ def brute_force(operation, channels, size, stride):
 
     if operation in ("max_pool_3x3", "avg_pool_3x3"):
         elements(1)
+    elif operation.startswith("nor_conv"):
+        elements(1)
+        convolve((int(operation[-1]),) * 2, (stride, stride), channels)
+        normalize()
     elif operation == "conv_7x1_1x7":
         elements(1)
         convolve((1, 7), (1, stride), channels)

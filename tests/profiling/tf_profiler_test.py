@@ -9,7 +9,7 @@ from sivdnas_tf.genotype import Cell, Edge, Genotype
 from sivdnas_tf.models.evaluation_network import evaluation_network
 from sivdnas_tf.profiling import costs
 from sivdnas_tf.profiling.tf_profiler import load_model, model_cost, profile_model, shapes_at
-from sivdnas_tf.search_space import EVALUATION_OPERATIONS, plan_network
+from sivdnas_tf.search_space import DARTS_OPERATIONS, plan_network
 from sivdnas_tf.zoo import registry
 
 layers = keras.layers
@@ -28,7 +28,7 @@ def built(genotype, network, **size):
 @pytest.mark.parametrize(("network", "resolution"), [("cifar", 12), ("cifar", 16), ("imagenet", 96)])
 def test_float_ops_of_every_operation_are_twice_the_macs_of_the_formula(network, resolution):
     # 12 and 96 end in images of 3 pixels, which the phases of a dilated convolution do not divide.
-    operations = [name for name in EVALUATION_OPERATIONS if name != "none"]
+    operations = [name for name in DARTS_OPERATIONS if name != "none"]
     genotype = Genotype("everything", cell(*operations), cell(*operations))
     size = {"channels": 4, "cells": 4, "classes": 5, "resolution": resolution}
     profiled = profile_model(built(genotype, network, **size))

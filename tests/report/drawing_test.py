@@ -73,6 +73,8 @@ def test_every_operation_has_a_kind_of_its_own_sort():
         "sep_conv_3x3": "separable",
         "sep_conv_5x5": "separable",
         "sep_conv_7x7": "separable",
+        "nor_conv_1x1": "full",
+        "nor_conv_3x3": "full",
         "dil_conv_3x3": "dilated",
         "dil_conv_5x5": "dilated",
         "conv_7x1_1x7": "factorized",

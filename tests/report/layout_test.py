@@ -9,7 +9,7 @@ from sivdnas_tf.genotype import Cell, Edge, Genotype
 from sivdnas_tf.report.layered import STRIPE
 from sivdnas_tf.report.layout import OUTPUT, Box, layout_cell
 from sivdnas_tf.report.markup import text_width
-from sivdnas_tf.search_space import CELL_TYPES, EVALUATION_OPERATIONS, get_search_space
+from sivdnas_tf.search_space import CELL_TYPES, DARTS_OPERATIONS, get_search_space
 from sivdnas_tf.zoo import registry
 
 # Roundings of a drawing to a hundredth of a pixel are not overlaps.
@@ -97,7 +97,7 @@ def cells(draw):
             continue  # a node that nothing feeds
         choices = [0, 1, *fed]
         for _ in range(draw(st.integers(1, 6))):
-            edges.append(Edge(node, draw(st.sampled_from(choices)), draw(st.sampled_from(EVALUATION_OPERATIONS))))
+            edges.append(Edge(node, draw(st.sampled_from(choices)), draw(st.sampled_from(DARTS_OPERATIONS))))
         fed.append(node)
     concat = draw(st.lists(st.sampled_from(fed), min_size=1, unique=True))
     return Cell(tuple(draw(st.permutations(edges))), tuple(concat))

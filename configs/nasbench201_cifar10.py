@@ -1,0 +1,45 @@
+"""CIFAR-10 in NAS-Bench-201's space: a search whose cell can be looked up in the benchmark's table by the string that derive prints.
+
+The supernet is a proxy of 8 channels and a cell a stage; the network that is deployed, and trained, is the benchmark's own: 16 channels,
+five cells a stage.
+"""
+
+import ml_collections
+
+from sivdnas_tf.config import Config
+
+
+def get_config():
+    """The configuration."""
+    config = ml_collections.ConfigDict(Config().to_dict())
+    config.data.name = "cifar10"
+    config.data.holdout_fraction = 0.02
+
+    config.search.search_space = "nasbench201"
+    config.search.channels = 8
+    config.search.cells = 3
+    config.search.epochs = 20
+    config.search.warmup_epochs = 2
+    config.search.steps_per_epoch = 84
+    config.search.batch_size = 64
+    config.search.kl_weight = 0.01
+    config.search.architecture_learning_rate = 5e-3
+
+    config.budget.network = "nasbench201"
+    config.budget.channels = 16
+    config.budget.cells = 15
+    config.budget.classes = 10
+    config.budget.resolution = 32
+    config.budget.macs = 200e6
+
+    config.train.network = "nasbench201"
+    config.train.channels = 16
+    config.train.cells = 15
+    config.train.auxiliary_weight = 0.0
+    config.train.epochs = 200
+    config.train.batch_size = 256
+    config.train.learning_rate = 0.1
+    config.train.weight_decay = 5e-4
+    config.train.drop_path_rate = 0.0
+    config.train.cutout_length = 0
+    return config
