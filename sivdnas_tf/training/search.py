@@ -36,7 +36,7 @@ from sivdnas_tf.training.loop import Loop, LoopPlan, model_state
 
 RESOLUTIONS = (8, 64)  # smallest and largest: below, a twice reduced image has one pixel; above, memory and time are not a proxy's
 _HISTORY = "search/posterior_history.npz"
-_METRICS = ("loss", "accuracy", "architecture_loss", "architecture_accuracy", "kl")
+_METRICS = ("loss", "accuracy", "architecture_loss", "architecture_accuracy", "kl", "mixing_gradient_norm", "dropout_rate_gradient_norm")
 _ADVICE = "a smaller search.learning_rate or search.architecture_learning_rate, or a smaller search.gradient_clip_norm."
 
 
