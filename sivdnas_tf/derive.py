@@ -167,6 +167,30 @@ def full_genotype(space_name):
     return Genotype("every operation", cell, cell)
 
 
+def mode_genotype(posterior, name="mode"):
+    """The `Genotype` that the method's own rule would keep without a budget: by rank for rule "darts", by threshold for the others."""
+    by_rank = get_method(posterior.method).rule == "darts"
+    cells = _derived_cells(posterior, darts_gates(posterior)) if by_rank else _threshold_cells(posterior, MODE_THRESHOLD)
+    return _to_genotype(cells, posterior, name)
+
+
+def drawn_costs(posterior, budget, *, draws, seed):
+    """What networks derived from draws of the gates cost when deployed, each node with the edge that is guaranteed to it.
+
+    Args:
+      posterior: `posterior.Posterior`.
+      budget: `config.BudgetConfig` of the deployed network.
+      draws: how many.
+      seed: of the draws; the first is that of rule "sample".
+
+    Returns:
+      float64 [draws], multiply-adds in the budget's convention.
+    """
+    generator = np.random.default_rng(seed)
+    genotypes = [_to_genotype(_sample_cells(posterior, generator), posterior, "") for _ in range(draws)]
+    return np.array([cost_in(deployed_cost(genotype, budget), budget.convention) for genotype in genotypes], np.float64)
+
+
 def _threshold_cells(posterior, threshold):
     """`_DerivedCell`s of both cell types that keep what has keep_probability >= threshold."""
     gates = {}

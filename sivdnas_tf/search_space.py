@@ -21,6 +21,10 @@ DARTS_PRIMITIVES = (
     "dil_conv_5x5",
 )
 
+SKIP = "skip_connect"
+# Operations that learn nothing of their own where the stride is 1 (a skip connection of stride 2 is a factorized reduce).
+WITHOUT_WEIGHTS = frozenset({"none", SKIP, "max_pool_3x3", "avg_pool_3x3"})
+
 # An evaluation network builds more than a search can find: published cells use these too.
 EVALUATION_OPERATIONS = ("none", *DARTS_PRIMITIVES, "sep_conv_7x7", "conv_7x1_1x7")
 
@@ -38,6 +42,11 @@ class SearchSpace:
     name: str
     primitives: tuple
     n_nodes: int
+
+    @property
+    def cell_types(self):
+        """The types of cells that are searched; "normal", of which most of a network consists, is the first."""
+        return CELL_TYPES
 
     @functools.cached_property
     def nodes(self):
