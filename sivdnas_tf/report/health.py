@@ -88,11 +88,11 @@ def _at_end(details, edges):
     facts = [f"Entropy {_number(details, 'mean_entropy')} of {_number(details, 'largest_entropy')} nats an edge, in the mean"]
     if finite(details.get("expected_operations")) is not None:
         facts.append(f"expected: {_number(details, 'expected_operations')} operations on {_number(details, 'expected_edges')} edges")
-        facts.append(f"{_number(details, 'expected_macs')} multiply-adds, standard deviation {_number(details, 'macs_std')}")
+        facts.append(f"{_whole(details, 'expected_macs')} multiply-adds, standard deviation {_whole(details, 'macs_std')}")
     interval = as_dict(details.get("macs_interval"))
     if interval:
         share = f"{100 * (finite(interval.get('probability')) or 0):.0f} % of {_number(interval, 'draws')} draws"
-        facts.append(f"{share} between {_number(interval, 'low')} and {_number(interval, 'high')}")
+        facts.append(f"{share} between {_whole(interval, 'low')} and {_whole(interval, 'high')}")
     note = (
         "An edge's entropy is that of its gate and of its operations' gates together; of a method that ranks by weight, that of the "
         "softmax over its operations. 0 is decided; the largest possible is every gate at one half."
@@ -108,3 +108,9 @@ def _at_end(details, edges):
 
 def _number(details, key):
     return number(details.get(key))
+
+
+def _whole(details, key):
+    """A number of multiply-adds, which may be of many digits: to the last one."""
+    value = finite(details.get(key))
+    return _number(details, key) if value is None else number(round(value))

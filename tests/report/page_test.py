@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sivdnas_tf.errors import GenotypeError, RunDirError
-from sivdnas_tf.report.markup import SVG_NAMESPACE, number
+from sivdnas_tf.report.markup import SVG_NAMESPACE
 from sivdnas_tf.report.page import write_report
 from sivdnas_tf.run_dir import RunDir, read_json, write_json
 from sivdnas_tf.search_space import CELL_TYPES, get_search_space
@@ -258,7 +258,8 @@ def test_the_uncertainty_is_drawn_over_the_epochs_and_listed_by_edge(make_run, p
     for cell_type in CELL_TYPES:
         assert [row[f"{cell_type} cell"] for row in rows] == [f"{value:.4g}" for value in details["edge_entropy"][cell_type]]
     interval = details["macs_interval"]
-    assert f"90 % of 200 draws between {number(interval['low'])} and {number(interval['high'])}" in part
+    assert f"90 % of 200 draws between {interval['low']:,.0f} and {interval['high']:,.0f}" in part
+    assert f"{details['expected_macs']:,.0f} multiply-adds, standard deviation {details['macs_std']:,.0f}" in part
     assert f"expected: {details['expected_operations']:.4g} operations on {details['expected_edges']:.4g} edges" in part
     assert part.count("<svg") == 4 and "mean over the edges 2.25" in part and "warm-up ends" in part
     for record in (records := run_dir.read_metrics("search")):
