@@ -15,6 +15,7 @@ from sivdnas_tf.profiling import costs
 from sivdnas_tf.quiet import import_tensorflow, quiet
 from sivdnas_tf.random_search import write_random_search
 from sivdnas_tf.run_dir import read_json, write_json
+from sivdnas_tf.uncertainty import describe
 from sivdnas_tf.zoo import registry
 
 # A stage and those that are made from its result.
@@ -71,8 +72,9 @@ def derive_genotype(run_dir, rule=None, seed=None, budget_macs=None, overwrite=F
         say(f"derive: done already ({run_dir.file('genotype.json')})")
         return
     # Derived before anything is written or removed: a posterior that is over budget leaves the directory as it was.
+    posterior = run_dir.read_posterior()
     derivation = derive(
-        run_dir.read_posterior(),
+        posterior,
         rule=None if own_rule else config.derive.rule,
         seed=config.derive.seed,
         budget=config.budget,
@@ -84,9 +86,10 @@ def derive_genotype(run_dir, rule=None, seed=None, budget_macs=None, overwrite=F
     if run_dir.begin("derive", settings, overwrite).done:
         say(f"derive: done already ({run_dir.file('genotype.json')})")
         return
-    write_json(run_dir.file("derive.json"), derivation.details)
+    uncertainty = describe(posterior, config.budget, config.derive.rank_by)
+    write_json(run_dir.file("derive.json"), {**derivation.details, "uncertainty": uncertainty})
     run_dir.write_genotype(derivation.genotype)
-    for line in _derivation_lines(derivation, config.budget):
+    for line in (*_derivation_lines(derivation, config.budget), *_uncertainty_lines(uncertainty, config.budget)):
         say(line)
 
 
@@ -144,6 +147,21 @@ def _derivation_lines(derivation, budget):
         yield f"derive: {milliseconds:,.15g} of {budget.latency_ms:,.15g} ms an image in {budget.latency_runtime} on this machine"
     if details["warning"]:
         yield f"derive: warning: {details['warning']}"
+
+
+def _uncertainty_lines(uncertainty, budget):
+    """What the posterior left open, in one line."""
+    entropy = f"entropy {uncertainty['mean_entropy']:.2f} of {uncertainty['largest_entropy']:.2f} nats an edge"
+    if uncertainty["expected_operations"] is None:
+        yield f"derive: uncertainty: {entropy}"
+        return
+    interval = uncertainty["macs_interval"]
+    shown = f"; {interval['probability']:.0%} of draws {interval['low']:,.0f} to {interval['high']:,.0f}" if interval else ""
+    yield (
+        f"derive: uncertainty: {entropy}; expected {uncertainty['expected_operations']:.1f} operations on "
+        f"{uncertainty['expected_edges']:.1f} edges, {uncertainty['expected_macs']:,.0f} {budget.convention} "
+        f"(standard deviation {uncertainty['macs_std']:,.0f}{shown})"
+    )
 
 
 def train(config, run_dir, genotype=None, overwrite=False, say=print):

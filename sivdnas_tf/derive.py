@@ -212,6 +212,32 @@ def full_genotype(space_name):
     return Genotype("every operation", **cells, search_space=space.name)
 
 
+def mode_genotype(posterior, name="mode", rank_by="method"):
+    """The `Genotype` that the method's own rule would keep without a budget: by rank for rule "darts", by threshold for the others."""
+    by_rank = get_method(posterior.method).rule == "darts"
+    ranked = _Ranked.of(posterior, rank_by)
+    cells = _derived_cells(ranked, darts_gates(posterior, rank_by), ranked.best) if by_rank else _threshold_cells(ranked, MODE_THRESHOLD)
+    return _to_genotype(cells, ranked.space, name)
+
+
+def drawn_costs(posterior, budget, *, draws, seed, rank_by="method"):
+    """What networks derived from draws of the gates cost when deployed, each node with the edge that is guaranteed to it.
+
+    Args:
+      posterior: `posterior.Posterior`.
+      budget: `config.BudgetConfig` of the deployed network.
+      draws: how many.
+      seed: of the draws; the first is that of rule "sample".
+      rank_by: as of `derive`.
+
+    Returns:
+      float64 [draws], multiply-adds in the budget's convention.
+    """
+    ranked, generator = _Ranked.of(posterior, rank_by), np.random.default_rng(seed)
+    genotypes = [_to_genotype(_sample_cells(ranked, generator), ranked.space, "") for _ in range(draws)]
+    return np.array([cost_in(deployed_cost(genotype, budget), budget.convention) for genotype in genotypes], np.float64)
+
+
 def _threshold_cells(ranked, threshold):
     """`_DerivedCell`s of all cell types that keep what has keep_probability >= threshold."""
     gates = {}

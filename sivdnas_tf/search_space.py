@@ -23,6 +23,10 @@ DARTS_PRIMITIVES = (
 
 NASBENCH201_PRIMITIVES = ("skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 
+SKIP = "skip_connect"
+# Operations that learn nothing of their own where the stride is 1 (a skip connection of stride 2 is a factorized reduce).
+WITHOUT_WEIGHTS = frozenset({SKIP, "max_pool_3x3", "avg_pool_3x3"})
+
 # What genotypes hold, more than a search can find: published cells use these too.
 DARTS_OPERATIONS = ("none", *DARTS_PRIMITIVES, "sep_conv_7x7", "conv_7x1_1x7")
 NASBENCH201_OPERATIONS = ("none", *NASBENCH201_PRIMITIVES)  # `none` is what an edge that is dropped becomes
@@ -40,7 +44,8 @@ class SearchSpace:
       operations: names that a genotype may hold.
       networks: values of `plan_network`'s `network` that are built of its cells.
       n_inputs: inputs of a cell, its nodes 0 to n_inputs - 1.
-      cell_types: kinds of cells, each with a set of architecture parameters of its own.
+      cell_types: kinds of cells, each with a set of architecture parameters of its own; "normal", of which most of a network consists, is
+        the first.
       one_operation_an_edge: whether an edge of a derived cell has one operation, `none` where it was dropped; otherwise it has any number.
       concatenates: whether a cell's output is the concatenation of its intermediate nodes; otherwise it is its last node.
     """

@@ -15,6 +15,7 @@ _EXAMPLES = (
     "cifar10.py",
     "cifar10_convergence.py",
     "cifar10_small.py",
+    "nasbench201_cifar10.py",
     "cifar10_eval.py",
     "cifar100_eval.py",
     "imagenet_eval.py",

@@ -12,6 +12,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 OURS = ("sivdnas_tf", "export", "configs")
 THIRD_PARTY_OF_L0 = {"numpy"}
 
+RULES = ("darts_rule", "derive", "uncertainty", "diagnosis")  # what becomes of a posterior, and what it tells
+
 # A new module gets its line here: imports point to the same layer or a lower one.
 LAYERS = {
     0: (
@@ -49,18 +51,18 @@ LAYERS = {
         "models.heads",
         "data.datasets",
         "training.objective",
-        "darts_rule",
-        "derive",
+        *RULES,
         "zoo.registry",
     ),
     3: ("layers.mixed_operation", "models.cells", "training.loop"),
     4: ("models.supernet", "models.evaluation_network", "training.evaluate"),
-    5: ("training.predict", "training.score", "training.search", "training.train"),
+    5: ("training.predict", "training.score", "training.search", "training.search_history", "training.train"),
     6: (
         "report.costs_picture",
         "report.curves",
         "report.drawing",
         "report.dropped",
+        "report.health",
         "report.layered",
         "report.layout",
         "report.markup",
@@ -86,10 +88,7 @@ TOP = ("sivdnas_tf.pricing", "sivdnas_tf.commands", "sivdnas_tf.__main__")
 
 # Importing these must not import TensorFlow: a command can price, refuse or derive before it starts.
 TENSORFLOW_FREE = (
-    *(
-        f"sivdnas_tf.{name}"
-        for name in (*LAYERS[0], *LAYERS[6], *LAYERS[7], "data.description", "profiling.costs", "darts_rule", "derive", "zoo.registry")
-    ),
+    *(f"sivdnas_tf.{name}" for name in (*LAYERS[0], *LAYERS[6], *LAYERS[7], "data.description", "profiling.costs", *RULES, "zoo.registry")),
     *CONFIGS,
 )
 

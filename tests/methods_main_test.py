@@ -1,11 +1,15 @@
 """Search and derive by other methods than the paper's through the command line, in a space that traces in seconds."""
 
+import json
+
 import numpy as np
 import pytest
 
 from sivdnas_tf import search_space
+from sivdnas_tf.commands import read_config
 from sivdnas_tf.run_dir import RunDir, read_json
 from sivdnas_tf.search_space import CELL_TYPES, SearchSpace
+from sivdnas_tf.uncertainty import describe
 
 SMALL = SearchSpace("darts", ("max_pool_3x3", "skip_connect", "sep_conv_3x3"), n_nodes=2)
 
@@ -72,7 +76,13 @@ def test_darts_from_search_to_genotype_and_report(search, call, refusal, small_s
         assert f"Expected darts. Received: rule='{rule}', method='darts_second'" in refusal("derive", f"--workdir={run}", f"--rule={rule}")
     assert "the network that rule darts derives costs more" in refusal("derive", f"--workdir={run}", "--budget_macs=1", code=3)
     assert not (run / "genotype.json").exists()
-    assert call("derive", f"--workdir={run}", "--budget_macs=1e9")[0] == 0
+    code, out, _ = call("derive", f"--workdir={run}", "--budget_macs=1e9")
+    assert code == 0
+    uncertainty = read_json(run / "derive.json")["uncertainty"]
+    assert uncertainty["expected_macs"] is None and uncertainty["macs_interval"] is None
+    assert 0.9 * np.log(3) < uncertainty["mean_entropy"] < uncertainty["largest_entropy"] == np.log(3)
+    assert out.splitlines()[-1] == f"derive: uncertainty: entropy {uncertainty['mean_entropy']:.2f} of 1.10 nats an edge"
+    assert records[1]["mixing_gradient_norm"] > 0 and records[1]["dropout_rate_gradient_norm"] is records[1]["macs_low"] is None
     for cell_type in CELL_TYPES:
         weights = posterior.cell(cell_type).operation_weights
         softmax = np.exp(weights) / np.exp(weights).sum(axis=1, keepdims=True)
@@ -98,6 +108,14 @@ def test_random_search_trains_nothing_and_fits_the_budget(search, call, refusal,
     for seed in (0, 1, 1):
         assert call("derive", f"--workdir={run}", f"--seed={seed}", "--budget_macs=110e3", "--overwrite")[0] == 0
         costs.append((read_json(run / "derive.json")["cost"]["macs"], kept(run, "normal"), kept(run, "reduction")))
+    uncertainty = read_json(run / "derive.json")["uncertainty"]
+    assert uncertainty == json.loads(json.dumps(describe(RunDir(run).read_posterior(), read_config(RunDir(run)).budget)))
+    # 30 operations, each with a probability of 1/2 x 1/5, on 10 edges, each with 1/2 x (1 - (4/5)^3).
+    assert (uncertainty["expected_operations"], uncertainty["expected_edges"]) == pytest.approx((3.0, 2.44), rel=1e-6)
+    low, high = uncertainty["macs_interval"]["low"], uncertainty["macs_interval"]["high"]
+    line = call("derive", f"--workdir={run}", "--seed=1", "--budget_macs=110e3", "--overwrite")[1].splitlines()[-1]
+    assert line.startswith("derive: uncertainty: entropy 2.19 of 2.77 nats an edge; expected 3.0 operations on 2.4 edges, ")
+    assert line.endswith(f"(standard deviation {uncertainty['macs_std']:,.0f}; 90% of draws {low:,.0f} to {high:,.0f})")
     assert costs[1] == costs[2] != costs[0] and max(cost for cost, *_ in costs) <= 110e3
     assert "of the 1000 draws of rule redraw costs more than the budget" in refusal(
         "derive", f"--workdir={run}", "--budget_macs=1", "--seed=1", "--overwrite", code=3

@@ -52,6 +52,16 @@ class Method:
         """The method's own rule of derivation."""
         return self.rules[0]
 
+    @property
+    def draws(self):
+        """Whether a genotype can be drawn: whether what the method leaves are gates with keep probabilities."""
+        return "sample" in self.rules
+
+    @property
+    def prunes(self):
+        """Whether the method's own rule holds keep probabilities against a threshold, so that a search decides how much is kept."""
+        return self.rule == "budget"
+
     def mixing_in(self, search):
         """The mixing of a `config.SearchConfig`'s search by this method."""
         return self.mixing or search.mixing

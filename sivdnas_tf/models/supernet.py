@@ -126,9 +126,11 @@ class Supernet(keras.Model):
         # Share of kl_weight that is in force, below 1 while the loop ramps it up. No Keras variable, so that a checkpoint holds what it
         # always held: the loop assigns it in every epoch.
         self.kl_scale = tf.Variable(1.0, trainable=False, name="kl_scale")
-        self._trackers = {
-            name: keras.metrics.Mean(name=name) for name in ("loss", "accuracy", "architecture_loss", "architecture_accuracy", "kl")
-        }
+        names = ("loss", "accuracy", "architecture_loss", "architecture_accuracy", "kl", *self._norm_names())
+        self._trackers = {name: keras.metrics.Mean(name=name) for name in names}
+
+    def _norm_names(self):
+        return ("mixing_gradient_norm", "dropout_rate_gradient_norm") if self.dropout_rate_variables else ("mixing_gradient_norm",)
 
     @property
     def update_architecture(self):
@@ -363,7 +365,9 @@ class Supernet(keras.Model):
 
         Returns:
           A dict of float32 scalars of this step: loss, accuracy, and with `update_architecture` architecture_loss,
-          architecture_accuracy and kl.
+          architecture_accuracy, kl, and the global norm of the gradient to w and phi (mixing_gradient_norm) and to the log dropout rates
+          (dropout_rate_gradient_norm, where the method has them): averaged over the replicas, without weight decay, before the optimizer.
+          A step that loss scaling skips has norms of 0.
         """
         logs = self.architecture_step(data) if update_architecture else {}
         return {**logs, **self.weight_step(data)}
@@ -411,22 +415,31 @@ class Supernet(keras.Model):
                 step=self._stepped,
                 average=replica_mean,
             )
-        self._update_architecture_by(gradients)
+        gradients = self._update_architecture_by(gradients)
         return {
             "architecture_loss": value,
             "architecture_accuracy": objective.accuracy(labels, logits),
             "kl": divergence,
+            **self._gradient_norms(gradients),
         }
 
     def _update_architecture_by(self, gradients):
-        """Gives the gradients to the optimizer, or each kind of variable's to its own."""
+        """Gives the gradients to the optimizer, or each kind of variable's to its own; returns them averaged over the replicas."""
         variables, decays = self.architecture_variables, self._architecture_weight_decays
         if self.dropout_rate_optimizer is None:
-            apply_gradients(self.architecture_optimizer, gradients, variables, weight_decays=decays)
-            return
-        first = len(self.mixing_variables)
+            return apply_gradients(self.architecture_optimizer, gradients, variables, weight_decays=decays)
+        averaged, first = [], len(self.mixing_variables)
         for optimizer, part in ((self.architecture_optimizer, slice(first)), (self.dropout_rate_optimizer, slice(first, None))):
-            apply_gradients(optimizer, gradients[part], variables[part], weight_decays=decays[part])
+            averaged += apply_gradients(optimizer, gradients[part], variables[part], weight_decays=decays[part])
+        return averaged
+
+    def _gradient_norms(self, gradients):
+        """The norms of the gradients to `architecture_variables`, by kind of variable."""
+        n_mixing = len(self.mixing_variables)
+        norms = [tf.linalg.global_norm(part) for part in (gradients[:n_mixing], gradients[n_mixing:]) if part]
+        if loss_scale(self.architecture_optimizer) is not None:  # overflows now and then, by design: the optimizer then skips the step
+            norms = [tf.where(tf.math.is_finite(norm), norm, 0.0) for norm in norms]
+        return dict(zip(self._norm_names(), norms, strict=True))
 
     def _stepped(self, gradients):
         """The weights after a step of their optimizer with these gradients, without clipping, as DARTS unrolls it."""

@@ -1,6 +1,6 @@
 """A run directory becomes one HTML page: no script, no other file, no network."""
 
-from sivdnas_tf.report import sections
+from sivdnas_tf.report import health, sections
 from sivdnas_tf.report.dropped import dropped
 from sivdnas_tf.report.markup import element, escape
 from sivdnas_tf.report.run_files import read_run_files
@@ -9,7 +9,9 @@ from sivdnas_tf.run_dir import write_bytes
 _SECTIONS = (
     ("The cells", sections.cells),
     ("What was dropped, and why", dropped),
+    ("Diagnosis of the search", health.diagnosis),
     ("Keep probabilities", sections.keep_probabilities),
+    ("Uncertainty of the posterior", health.uncertainty),
     ("KL divergence and prior gap", sections.prior),
     ("Learning curves of the search", sections.search_curves),
     ("Learning curves of the training", sections.train_curves),
@@ -24,7 +26,7 @@ _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1c2733; background: #fff; max-width: 1360px; margin: 24px auto; padding: 0 20px }
 h1 { margin-bottom: 0; overflow-wrap: anywhere } h2 { margin-top: 40px; border-bottom: 1px solid #d5dbe1 } h3 { margin-bottom: 4px }
 .summary { font-size: 17px } .note, .absent { color: #5b6774; max-width: 980px } .absent { font-style: italic }
-.warning { background: #fff1e5; border-left: 5px solid #d55e00; padding: 10px 14px }
+.warning, .finding { background: #fff1e5; border-left: 5px solid #d55e00; padding: 10px 14px }
 .figures { display: flex; flex-wrap: wrap; gap: 12px 28px }
 figure, .wide { margin: 8px 0; overflow-x: auto } figcaption { font-weight: bold }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 14px }

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from sivdnas_tf.errors import RunDirError
+from sivdnas_tf.report.markup import finite
 from sivdnas_tf.run_dir import read_json
 from sivdnas_tf.search_space import CELL_TYPES
 
@@ -43,6 +44,7 @@ class RunFiles:
       derivation: dict, derive.json, or None.
       search, train: lists of one dict an epoch, empty where the stage has not finished an epoch.
       history: `History`, or None.
+      diagnosis: dict, search/diagnosis.json, or None.
       evaluation: dict, evaluation.json, or None.
       manifest: dict, export/manifest.json, or None.
       begun, done: sets of stages.
@@ -55,6 +57,7 @@ class RunFiles:
     search: list
     train: list
     history: History | None
+    diagnosis: dict | None
     evaluation: dict | None
     manifest: dict | None
     begun: frozenset
@@ -78,6 +81,15 @@ def as_dict(value):
 def as_list(value):
     """`value` where it is a list, an empty one otherwise."""
     return value if isinstance(value, list) else []
+
+
+def warmup_span(run):
+    """The span of the warm-up for a chart over the epochs, None where there was none."""
+    frozen = [finite(record.get("epoch")) for record in run.search if record.get("frozen") is True]
+    last = max((epoch for epoch in frozen if epoch is not None), default=None)
+    if last is None:
+        return None
+    return 0.0, last, "warm-up ends" if len(frozen) < len(run.search) else "still in warm-up"
 
 
 def read_run_files(run_dir):
@@ -106,6 +118,7 @@ def read_run_files(run_dir):
         search=_read_metrics(run_dir, "search"),
         train=_read_metrics(run_dir, "train"),
         history=_read_history(run_dir),
+        diagnosis=_read_object(run_dir, "search/diagnosis.json"),
         evaluation=_read_object(run_dir, "evaluation.json"),
         manifest=_read_manifest(run_dir),
         begun=frozenset(stage for stage in STAGES if run_dir.file(f"stages/{stage}.json").exists()),

@@ -5,7 +5,7 @@ import json
 from sivdnas_tf.report.curves import Series, heat_map, heat_map_over_time, line_chart
 from sivdnas_tf.report.drawing import draw_cell
 from sivdnas_tf.report.markup import absent, element, escape, finite, number, operation_style, table
-from sivdnas_tf.report.run_files import as_dict
+from sivdnas_tf.report.run_files import as_dict, warmup_span
 from sivdnas_tf.search_space import get_search_space
 
 _BLUE, _ORANGE = "#0072b2", "#d55e00"
@@ -107,20 +107,11 @@ def _keep_charts(run, cell_type):
     }
     last = f"after epoch {history.epochs[-1]:g}"
     drawings = (
-        line_chart(series, title=f"{cell_type} cell: operations, mean over the edges", shaded=_warmup(run)),
+        line_chart(series, title=f"{cell_type} cell: operations, mean over the edges", shaded=warmup_span(run)),
         heat_map_over_time(edges, history.epochs, history.edges, title=f"{cell_type} cell: edges"),
         heat_map(operations[-1], history.edges, history.primitives, title=f"{cell_type} cell: operations {last}", marked=marked),
     )
     return element("h3", f"{cell_type.capitalize()} cell") + _figures(*drawings)
-
-
-def _warmup(run):
-    """The span of the warm-up for a chart over the epochs, None where there was none."""
-    frozen = [finite(record.get("epoch")) for record in run.search if record.get("frozen") is True]
-    last = max((epoch for epoch in frozen if epoch is not None), default=None)
-    if last is None:
-        return None
-    return 0.0, last, "warm-up ends" if len(frozen) < len(run.search) else "still in warm-up"
 
 
 def prior(run):
@@ -128,14 +119,14 @@ def prior(run):
     if not run.search:
         return absent(run.missing("search"))
     charts = (("kl", "KL divergence"), ("prior_gap", "prior gap"))
-    return _figures(*(_chart(run.search, ((key, key, _BLUE, ""),), title, _warmup(run)) for key, title in charts))
+    return _figures(*(_chart(run.search, ((key, key, _BLUE, ""),), title, warmup_span(run)) for key, title in charts))
 
 
 def search_curves(run):
     """Loss and accuracy of the search, on the half of the weights and on that of the architecture."""
     if not run.search:
         return absent(run.missing("search"))
-    return _curves(run.search, ("", "architecture_"), ("weights half", "architecture half"), _warmup(run))
+    return _curves(run.search, ("", "architecture_"), ("weights half", "architecture half"), warmup_span(run))
 
 
 def train_curves(run):

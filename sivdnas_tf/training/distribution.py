@@ -216,10 +216,14 @@ def apply_gradients(optimizer, gradients, variables, *, clip_norm=0.0, weight_de
       variables: a list of Keras variables.
       clip_norm: largest global norm; 0 leaves the gradients as they are.
       weight_decays: a list of floats, or None for no decay.
+
+    Returns:
+      The gradients of the whole batch's mean loss, unscaled, before clipping and decay: a list of tensors, the same in every replica.
     """
     gradients, scale = replica_mean(gradients), loss_scale(optimizer)
     if scale is not None:
         gradients = [gradient / scale for gradient in gradients]
+    averaged = gradients
     if clip_norm:
         gradients, _ = tf.clip_by_global_norm(gradients, clip_norm)
     if weight_decays is not None:
@@ -233,3 +237,4 @@ def apply_gradients(optimizer, gradients, variables, *, clip_norm=0.0, weight_de
     if scale is not None:  # Keras divides by it again, and skips the step where a gradient is not finite (clipping makes all of them nan)
         gradients = [gradient * scale for gradient in gradients]
     optimizer.apply_gradients(zip(gradients, variables, strict=True))
+    return averaged

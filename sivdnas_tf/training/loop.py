@@ -48,6 +48,7 @@ class LoopPlan:
         writer, so that it may add summaries.
       on_step_begin: function of the step number.
       summary: function of the record to the line that is printed after an epoch.
+      remarks: function of the record to the lines that are printed after that one.
     """
 
     stage: str
@@ -60,6 +61,7 @@ class LoopPlan:
     state: dict
     advice: str
     summary: typing.Callable
+    remarks: typing.Callable = lambda record: ()
     jit_compile: bool = False
     on_epoch_begin: typing.Callable = lambda epoch: None
     on_epoch_end: typing.Callable = lambda epoch, record: {}
@@ -284,6 +286,8 @@ class Loop:
                 if name not in ("epoch", "step") and isinstance(value, (int, float)):
                     tf.summary.scalar(f"{plan.stage}/{name}", value, step=epoch + 1)
         self.say(f"{plan.stage} {epoch + 1}/{plan.epochs}  {plan.summary(record)}  {record['images_per_second']:.0f} images/s")
+        for remark in plan.remarks(record):
+            self.say(remark)
         return record
 
 

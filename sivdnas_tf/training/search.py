@@ -4,10 +4,8 @@ import tempfile
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from sivdnas_tf.config import check_searchable
-from sivdnas_tf.darts_rule import ranking
 from sivdnas_tf.data.augment import configured_augmentation
 from sivdnas_tf.data.datasets import as_datasets, bilevel_batches, steps_per_epoch, with_name_of
 from sivdnas_tf.errors import ConfigError, DataError
@@ -33,10 +31,10 @@ from sivdnas_tf.training.distribution import (
     workers_together,
 )
 from sivdnas_tf.training.loop import Loop, LoopPlan, model_state
+from sivdnas_tf.training.search_history import PosteriorHistory, Watch
 
 RESOLUTIONS = (8, 64)  # smallest and largest: below, a twice reduced image has one pixel; above, memory and time are not a proxy's
-_HISTORY = "search/posterior_history.npz"
-_METRICS = ("loss", "accuracy", "architecture_loss", "architecture_accuracy", "kl")
+_METRICS = ("loss", "accuracy", "architecture_loss", "architecture_accuracy", "kl", "mixing_gradient_norm", "dropout_rate_gradient_norm")
 _ADVICE = "a smaller search.learning_rate or search.architecture_learning_rate, or a smaller search.gradient_clip_norm."
 
 
@@ -199,7 +197,8 @@ def run_search(config, datasets, run_dir=None, overwrite=False, say=print):
 def _loop_plan(config, datasets, run_dir, supernet, steps, cost_terms):
     search, augmentation = config.search, configured_augmentation(config.data, config.search.cutout_length)
     warm_up, bilevel = (supernet.weight_step,), (supernet.architecture_step, supernet.weight_step)
-    history = _History(run_dir, supernet, *cost_terms)
+    history = PosteriorHistory(run_dir, supernet, config.budget, *cost_terms, rank_by=config.derive.rank_by)
+    watch = Watch(run_dir, supernet.space, config)
 
     def on_epoch_begin(epoch):
         # Not annealed is lambda = 0.
@@ -209,15 +208,15 @@ def _loop_plan(config, datasets, run_dir, supernet, steps, cost_terms):
         supernet.kl_scale.assign(schedules.kl_scale(epoch, search.warmup_epochs, search.kl_ramp_epochs))
 
     def on_epoch_end(epoch, record):
-        del record
         rates = schedules.cosine_learning_rate(epoch, search.learning_rate, search.final_learning_rate, search.epochs)
-        return {
+        new = {
             **history.append(epoch),
             "prior_gap": float(supernet.operation_prior_gap.numpy()),
             "learning_rate": rates,
             "frozen": epoch < search.warmup_epochs,
             **named_method(search.method),
         }
+        return {**new, "findings": watch.see({**record, **new})}
 
     return LoopPlan(
         stage="search",
@@ -237,6 +236,7 @@ def _loop_plan(config, datasets, run_dir, supernet, steps, cost_terms):
         },
         advice=_ADVICE,
         summary=_summary,
+        remarks=watch.remarks,
         jit_compile=search.jit_compile,
         on_epoch_begin=on_epoch_begin,
         on_epoch_end=on_epoch_end,
@@ -251,37 +251,3 @@ def _summary(record):
         f"{text}  architecture half: loss {record['architecture_loss']:.3f}  accuracy {record['architecture_accuracy']:.3f}  "
         f"kl {record['kl']:.1f}  expected operations {record['expected_operations']:.1f}"
     )
-
-
-class _History:
-    """search/posterior_history.npz: keep probabilities after each epoch, rewritten every epoch; resumes with the epochs before its own.
-
-    A method that ranks by weight has `{cell type}_operation_weight` [T, E, P] as well, the softmax over an edge's operations.
-    """
-
-    def __init__(self, run_dir, supernet, fixed_cost, cost_terms):
-        self._run_dir, self._supernet = run_dir, supernet
-        self._fixed_cost, self._cost_terms = fixed_cost, cost_terms
-        self._arrays = run_dir.read_npz(_HISTORY) if run_dir.file(_HISTORY).exists() else {}
-
-    def append(self, epoch):
-        """Adds the epoch, writes the file and TensorBoard's histograms; returns what the epoch's record says of the posterior."""
-        posterior = self._supernet.posterior(epoch + 1)
-        new, expected, cost = {"epoch": np.array(epoch + 1)}, 0.0, self._fixed_cost
-        for cell_type in posterior.cell_types:
-            cell = posterior.cell(cell_type)
-            operations, edges = cell.operation_keep_probability, cell.edge_keep_probability
-            new[f"{cell_type}_operation_keep_probability"], new[f"{cell_type}_edge_keep_probability"] = operations, edges
-            if self._supernet.method.ranked_by == "weight":
-                new[f"{cell_type}_operation_weight"] = ranking(posterior, cell_type)
-            kept = operations * edges[:, np.newaxis]
-            expected += float(kept.sum())
-            cost += float((kept * self._cost_terms[cell_type]).sum())
-            tf.summary.histogram(f"search/{cell_type}_operation_keep_probability", operations, step=epoch + 1)
-            tf.summary.histogram(f"search/{cell_type}_edge_keep_probability", edges, step=epoch + 1)
-        stacked = {key: np.stack([*self._arrays.get(key, ())[:epoch], value]) for key, value in new.items()}
-        space = self._supernet.space
-        self._arrays = {**stacked, "edges": np.array(space.edge_names), "primitives": np.array(space.primitives)}
-        self._arrays |= named_method(self._supernet.method.name, np.array)
-        self._run_dir.write_npz(_HISTORY, self._arrays)
-        return {"expected_operations": expected, "expected_macs": cost}

@@ -111,6 +111,7 @@ def test_a_search_that_is_killed_again_and_again_ends_bit_for_bit_as_one_that_is
     for name in ("posterior", "posterior_history"):
         assert_same_arrays(killed / f"search/{name}.npz", whole / f"search/{name}.npz")
     assert records(killed, "search") == records(whole, "search")
+    assert (killed / "search/diagnosis.json").read_bytes() == (whole / "search/diagnosis.json").read_bytes()
 
 
 STREAMED = {"resolution": 8, "streaming": True, "random_resized_crop": True, "brightness_jitter": 0.4, "hue_jitter": 0.2}

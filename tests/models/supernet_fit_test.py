@@ -54,7 +54,9 @@ def on_two_devices(one_node):
 
 def test_fit_is_the_bilevel_step_and_reports_the_means_of_its_values(on_one_device, one_node):
     (network, logs), supernet = on_one_device, reset(*one_node)
-    assert set(logs) == {"loss", "accuracy", "architecture_loss", "architecture_accuracy", "kl"}
+    norms = {"mixing_gradient_norm", "dropout_rate_gradient_norm"}
+    assert set(logs) == {"loss", "accuracy", "architecture_loss", "architecture_accuracy", "kl"} | norms
+    assert all(logs[name] > 0 for name in norms)
     assert network.weight_optimizer.iterations.numpy() == network.architecture_optimizer.iterations.numpy() == 2
     steps = [compiled(supernet).bilevel_step(next(iter(dataset(1))))]
     steps.append(supernet.bilevel_step(next(iter(dataset(1).skip(1)))))

@@ -83,6 +83,19 @@ def test_weight_decay_is_on_the_weights_of_a_method_alone(supernets, name):
     assert len(network.architecture_optimizer.variables) == 2 + 2 * len(network.architecture_variables)
 
 
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_step_of_a_method_reports_the_gradients_that_it_has(supernets, name, monkeypatch):
+    network, applied = supernets[name], []
+    network.compile(keras.optimizers.SGD(0.1), keras.optimizers.SGD(0.1), hypergradient_order=network.method.hypergradient_order or 1)
+    monkeypatch.setattr(network.architecture_optimizer, "apply_gradients", lambda pairs: applied.extend(pairs))
+    images = RANDOM.normal(size=(4, 8, 8, 1)).astype(np.float32), np.array([0, 1, 2, 0])
+    logs = network.architecture_step((images, images))
+    for key, kind in (("mixing_gradient_norm", "weight"), ("dropout_rate_gradient_norm", "log_dropout_rate")):
+        squares = [np.sum(gradient.numpy().astype(np.float64) ** 2) for gradient, variable in applied if variable.name == kind]
+        assert (key in logs) == bool(squares)
+        assert not squares or float(logs[key]) == pytest.approx(np.sqrt(sum(squares)), rel=1e-5)
+
+
 def test_the_kl_divergence_of_each_method_is_that_of_the_paper(supernets):
     for name in TRAINED:
         network = supernets[name]

@@ -97,6 +97,11 @@ def test_a_step_whose_gradients_overflow_is_skipped_and_the_next_one_is_not(half
     assert all(np.isfinite(value) for value in logs.values())
     assert_same(before, values(network.weight_variables))
     assert float(optimizer.dynamic_scale) == 2.0**59 and int(optimizer.iterations) == 0
+    assert logs["mixing_gradient_norm"] > 0 and logs["dropout_rate_gradient_norm"] > 0
+    network.architecture_optimizer.dynamic_scale.assign(2.0**120)
+    logs, _ = half.step()
+    assert int(network.architecture_optimizer.iterations) == 1  # of the step before
+    assert logs["mixing_gradient_norm"] == logs["dropout_rate_gradient_norm"] == 0
     optimizer.dynamic_scale.assign(2.0**10)
     _, changes = half.step()
     assert all(np.isfinite(change).all() for change in changes) and any(change.any() for change in changes)

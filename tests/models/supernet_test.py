@@ -20,6 +20,7 @@ def batch():
 
 WEIGHT_BATCH, ARCHITECTURE_BATCH = batch(), batch()
 DATA = (WEIGHT_BATCH, ARCHITECTURE_BATCH)
+LOGS = {"loss", "accuracy", "architecture_loss", "architecture_accuracy", "kl", "mixing_gradient_norm", "dropout_rate_gradient_norm"}
 
 
 def tiny_supernet(cells=3, **kwargs):
@@ -251,7 +252,7 @@ def test_a_step_reports_the_accuracy_of_both_halves_and_counts_itself(supernet):
     draws = [supernet.draw(step) for step in (0, 1)]
     for step, draw in enumerate(draws):
         logs = supernet.bilevel_step(DATA)
-        assert set(logs) == {"loss", "accuracy", "architecture_loss", "architecture_accuracy", "kl"}
+        assert set(logs) == LOGS
         for name, (images, labels) in (("accuracy", WEIGHT_BATCH), ("architecture_accuracy", ARCHITECTURE_BATCH)):
             share = np.mean(np.argmax(supernet(images, draw=draw), axis=1) == labels)
             assert float(logs[name]) == pytest.approx(share)
@@ -381,7 +382,7 @@ def test_the_architecture_update_by_hand(kl_weight, supernet):
     gates = {}
     for cell_type in CELL_TYPES:
         gates[f"{cell_type}_operations"], gates[f"{cell_type}_edges"] = (part.gate.numpy() for part in draw[cell_type])
-    supernet.bilevel_step(DATA)
+    logs, squares = supernet.bilevel_step(DATA), {"weight": 0.0, "log_dropout_rate": 0.0}
     for start, gradient, variable in zip(before, gradients, variables, strict=True):
         name, parameter = variable.path.split("/")[-2:]
         # Decay is on w and phi only, the divergence on the rates: d/d log delta of 1/2 log(1 + gap / delta) is -1/2 gap / (gap + delta).
@@ -389,6 +390,9 @@ def test_the_architecture_update_by_hand(kl_weight, supernet):
         extra = 0.2 * start if parameter == "weight" else of_rate
         np.testing.assert_allclose(variable, start - 0.1 * (gradient + extra), rtol=1e-4, atol=1e-5)
         assert np.abs(gradient).max() > 0
+        squares[parameter] += np.sum((gradient if parameter == "weight" else gradient + of_rate) ** 2)
+    norms = [float(logs[name]) for name in ("mixing_gradient_norm", "dropout_rate_gradient_norm")]  # without the decay
+    assert norms == pytest.approx(np.sqrt([squares["weight"], squares["log_dropout_rate"]]), rel=1e-4)
 
 
 def test_kl_weight_scales_the_architectures_loss_only(built):

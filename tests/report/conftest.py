@@ -12,9 +12,14 @@ from sivdnas_tf.genotype import Genotype
 from sivdnas_tf.posterior import CellPosterior, Posterior, keep_probability
 from sivdnas_tf.run_dir import RunDir, write_json
 from sivdnas_tf.search_space import CELL_TYPES, get_search_space
+from sivdnas_tf.uncertainty import describe
 
 SVG = "{http://www.w3.org/2000/svg}"
 EPOCHS, WARMUP = 6, 2
+FINDINGS = [
+    {"name": "accuracy_fell", "seen": "it fell from 0.75 to 0.25", "advice": "try less", "epochs": [3]},
+    {"name": "skip_connections", "seen": "75% of the operations", "advice": "try a smaller search.kl_weight", "epochs": [3, 5, 6]},
+]
 
 
 def make_cell(edges, concat):
@@ -115,6 +120,15 @@ def _add_search(run_dir):
             "architecture_loss": 2.25 / epoch,
             "architecture_accuracy": 1 - 0.875 / epoch,
             "kl": 321.5 / epoch,
+            "mixing_gradient_norm": None if epoch <= WARMUP else 0.5 / epoch,
+            "dropout_rate_gradient_norm": None if epoch <= WARMUP else 0.25 / epoch,
+            "expected_macs": 5e8 / epoch,
+            "macs_low": 4e8 / epoch,
+            "macs_high": 6e8 / epoch,
+            "mean_entropy": 0.375 * epoch,
+            "skip_share": 0.125 * epoch,
+            "weightless_share": 0.5,
+            "findings": ["skip_connections"] if epoch > 4 else [],
             "prior_gap": 0.95 ** max(0, epoch - WARMUP),
             "learning_rate": 0.025,
             "frozen": epoch <= WARMUP,
@@ -125,6 +139,7 @@ def _add_search(run_dir):
     ]
     run_dir.write_metrics("search", records)
     run_dir.write_npz("search/posterior_history.npz", history)
+    write_json(run_dir.file("search/diagnosis.json"), {"epochs": EPOCHS, "findings": FINDINGS})
     run_dir.write_posterior(posterior)
 
 
@@ -132,7 +147,8 @@ def _add_derive(run_dir):
     config = Config.from_dict(json.loads(run_dir.file("config.json").read_text()))
     derivation = derive(run_dir.read_posterior(), rule="budget", seed=0, budget=config.budget, name="found here")
     run_dir.write_genotype(derivation.genotype)
-    write_json(run_dir.file("derive.json"), derivation.details)
+    uncertainty = describe(run_dir.read_posterior(), config.budget)
+    write_json(run_dir.file("derive.json"), {**derivation.details, "uncertainty": uncertainty})
 
 
 def _add_train(run_dir):

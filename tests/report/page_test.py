@@ -10,14 +10,16 @@ from sivdnas_tf.errors import GenotypeError, RunDirError
 from sivdnas_tf.report.markup import SVG_NAMESPACE
 from sivdnas_tf.report.page import write_report
 from sivdnas_tf.run_dir import RunDir, read_json, write_json
-from sivdnas_tf.search_space import CELL_TYPES
+from sivdnas_tf.search_space import CELL_TYPES, get_search_space
 from sivdnas_tf.zoo import registry
 
 STAGES = ("search", "derive", "train", "evaluate", "export")
 HEADINGS = [
     "The cells",
     "What was dropped, and why",
+    "Diagnosis of the search",
     "Keep probabilities",
+    "Uncertainty of the posterior",
     "KL divergence and prior gap",
     "Learning curves of the search",
     "Learning curves of the training",
@@ -58,8 +60,8 @@ def test_a_whole_run(make_run, parse_page):
         "finished, 359 images",
         "finished, 2 artifacts",
     ]
-    # Two cells, three drawings of each posterior, two charts each of prior, search and training.
-    assert len(page.svgs) == page.source.count("<svg") == 2 + 2 * 3 + 2 + 2 + 2
+    # Two cells, three drawings of each posterior, four charts of its uncertainty, two each of prior, search and training.
+    assert len(page.svgs) == page.source.count("<svg") == 2 + 2 * 3 + 4 + 2 + 2 + 2
 
 
 def test_the_page_needs_no_other_file_and_no_script(make_run, parse_page):
@@ -225,6 +227,48 @@ def test_tables_hold_the_numbers_of_the_files_and_no_others(make_run, parse_page
     assert shown <= numbers_of(details) | numbers_of(manifest) and len(shown) >= 10
 
 
+def test_what_looked_wrong_is_shown_by_epochs_and_at_the_end_in_a_box(make_run, parse_page):
+    run_dir = make_run("search")
+    page = parse_page(write_report(run_dir))
+    rows = page.table("finding")
+    assert [(row["finding"], row["epochs"]) for row in rows] == [("accuracy_fell", "3"), ("skip_connections", "3, 5-6")]
+    assert rows[1]["when last seen"] == "75% of the operations" and rows[1]["what to change"] == "try a smaller search.kl_weight"
+    part = section(page, "Diagnosis of the search")
+    assert re.findall(r'<p class="finding"><b>(.*?)</b>: (.*?)</p>', part) == [
+        ("skip_connections", "75% of the operations; try a smaller search.kl_weight.")
+    ]
+    write_json(
+        run_dir.file("search/diagnosis.json"), {"epochs": 7, "findings": read_json(run_dir.file("search/diagnosis.json"))["findings"]}
+    )
+    assert "Nothing of this was left after epoch 7." in section(parse_page(write_report(run_dir)), "Diagnosis of the search")
+    write_json(run_dir.file("search/diagnosis.json"), {"epochs": 6, "findings": []})
+    part = section(parse_page(write_report(run_dir)), "Diagnosis of the search")
+    assert "Nothing was found in 6 epochs." in part and 'class="finding"' not in part
+    run_dir.file("search/diagnosis.json").unlink()  # as of an earlier version
+    assert "this search left no diagnosis" in section(parse_page(write_report(run_dir)), "Diagnosis of the search")
+
+
+def test_the_uncertainty_is_drawn_over_the_epochs_and_listed_by_edge(make_run, parse_page):
+    run_dir = make_run("search", "derive")
+    page = parse_page(write_report(run_dir))
+    part = section(page, "Uncertainty of the posterior")
+    details = read_json(run_dir.file("derive.json"))["uncertainty"]
+    rows = page.table("edge, entropy in nats")
+    assert [row["edge, entropy in nats"] for row in rows] == list(get_search_space("darts").edge_names)
+    for cell_type in CELL_TYPES:
+        assert [row[f"{cell_type} cell"] for row in rows] == [f"{value:.4g}" for value in details["edge_entropy"][cell_type]]
+    interval = details["macs_interval"]
+    assert f"90 % of 200 draws between {interval['low']:,.0f} and {interval['high']:,.0f}" in part
+    assert f"{details['expected_macs']:,.0f} multiply-adds, standard deviation {details['macs_std']:,.0f}" in part
+    assert f"expected: {details['expected_operations']:.4g} operations on {details['expected_edges']:.4g} edges" in part
+    assert part.count("<svg") == 4 and "mean over the edges 2.25" in part and "warm-up ends" in part
+    for record in (records := run_dir.read_metrics("search")):
+        del record["mean_entropy"], record["macs_low"]
+    run_dir.write_metrics("search", records)
+    part = section(parse_page(write_report(run_dir)), "Uncertainty of the posterior")
+    assert part.count("<svg") == 3 and re.findall(r"<title>(\d+) % of draws", part) == ["95"]
+
+
 def test_the_configuration_is_shown_folded_and_whole(make_run, parse_page):
     run_dir = make_run()
     page = parse_page(write_report(run_dir))
@@ -305,7 +349,7 @@ def hostile_strings(value):
 
 def test_hostile_names_are_escaped_everywhere(make_run, parse_page, make_genotype):
     run_dir = make_run(*STAGES, name="<b onclick=x>")
-    for name in ("config.json", "derive.json", "evaluation.json", "export/manifest.json"):
+    for name in ("config.json", "derive.json", "evaluation.json", "export/manifest.json", "search/diagnosis.json"):
         write_json(run_dir.file(name), hostile_strings(read_json(run_dir.file(name))))
     details = read_json(run_dir.file("derive.json"))
     write_json(run_dir.file("derive.json"), details | {"warning": HOSTILE})
@@ -333,10 +377,10 @@ def drop_fields(value, depth):
             yield from ({**rest, key: variant} for variant in drop_fields(value[key], depth - 1))
 
 
-@pytest.mark.parametrize(("name", "depth"), [("derive.json", 1), ("evaluation.json", 0)])
+@pytest.mark.parametrize(("name", "depth"), [("derive.json", 1), ("evaluation.json", 0), ("search/diagnosis.json", 1)])
 def test_a_file_of_another_version_is_shown_as_far_as_it_goes(make_run, parse_page, name, depth):
     run_dir = make_run("search", "derive", "evaluate")
-    for drawn in ("search/posterior_history.npz", "genotype.json"):  # smaller pages, a quicker test
+    for drawn in ("search/posterior_history.npz", "search/metrics.jsonl", "genotype.json"):  # smaller pages, a quicker test
         run_dir.file(drawn).unlink()
     for variant in drop_fields(read_json(run_dir.file(name)), depth):
         write_json(run_dir.file(name), variant)
@@ -365,6 +409,7 @@ def test_without_a_configuration_there_is_nothing_to_report(tmp_path):
         ("config.json", "{"),
         ("derive.json", '"text"'),
         ("search/metrics.jsonl", "[1]\n"),
+        ("search/diagnosis.json", "[]"),
         ("search/metrics.jsonl", "{\n"),
         ("train/metrics.jsonl", "null\n"),
         ("evaluation.json", "3"),

@@ -32,11 +32,14 @@ def step(strategy, gradients_of, *, momentum=0.0, steps=1, **kwargs):
     def replica_step():
         replica = tf.distribute.get_replica_context().replica_id_in_sync_group
         gradients = [tf.gather(tf.stack(each), replica) for each in zip(*gradients_of, strict=True)]
-        distribution.apply_gradients(optimizer, gradients, variables, **kwargs)
+        return distribution.apply_gradients(optimizer, gradients, variables, **kwargs)
 
     run = tf.function(lambda: strategy.run(replica_step))
     for _ in range(steps):
-        run()
+        returned = run()
+        for gradient, per_replica in zip(np.array(gradients_of, object).mean(axis=0), returned, strict=True):
+            for value in strategy.experimental_local_results(per_replica):  # whatever is clipped and decayed after
+                np.testing.assert_allclose(value, gradient, rtol=1e-6)
     assert optimizer.iterations.numpy() == steps
     return [variable.numpy() for variable in variables]
 

@@ -147,6 +147,14 @@ def test_a_run_says_one_line_an_epoch_and_compiles_each_part_of_a_step_once(unin
     assert fake.drawn == [(0, 0), (1, 0), (2, 0)]
 
 
+def test_remarks_follow_the_line_of_their_epoch(tmp_path):
+    fake = Fake(tmp_path, epochs=2)
+    fake.loop.plan = dataclasses.replace(fake.loop.plan, remarks=lambda record: [f"  ! {record['double_loss']}"] * (record["epoch"] - 1))
+    records = fake.run()
+    assert [line.partition("  ")[0] for line in fake.lines] == ["search 1/2", "search 2/2", ""]
+    assert fake.lines[-1] == f"  ! {records[1]['double_loss']}"
+
+
 def test_scalars_are_in_tensorboard(uninterrupted, read_events):
     scalars, _ = read_events(uninterrupted.path / "search" / "tensorboard")
     assert {"search/loss", "search/accuracy", "search/double_loss", "search/frozen", "search/seconds"} <= set(scalars)

@@ -11,6 +11,7 @@ from sivdnas_tf.config import Config, replace
 from sivdnas_tf.data.augment import Augmentation
 from sivdnas_tf.data.datasets import bilevel_batches
 from sivdnas_tf.derive import derive
+from sivdnas_tf.diagnosis import watched
 from sivdnas_tf.errors import ConfigError, DataError, RunDirError
 from sivdnas_tf.posterior import keep_probability
 from sivdnas_tf.profiling.costs import expected_cost_terms
@@ -19,10 +20,13 @@ from sivdnas_tf.search_space import CELL_TYPES, DARTS_PRIMITIVES, SearchSpace, g
 from sivdnas_tf.training import search as search_module
 from sivdnas_tf.training.loop import Loop
 from sivdnas_tf.training.search import build_supernet, run_search
+from sivdnas_tf.uncertainty import describe
 
 EPOCHS, STEPS = 3, 5
-FIELDS = ["epoch", "step", "loss", "accuracy", "architecture_loss", "architecture_accuracy", "kl", "expected_operations", "expected_macs"]
-FIELDS += ["prior_gap", "learning_rate", "frozen", "seconds", "images_per_second"]
+OF_THE_ARCHITECTURE = ["architecture_loss", "architecture_accuracy", "kl", "mixing_gradient_norm", "dropout_rate_gradient_norm"]
+OF_THE_POSTERIOR = ["expected_operations", "expected_edges", "expected_macs", "macs_std", "macs_low", "macs_high", "mean_entropy"]
+FIELDS = ["epoch", "step", "loss", "accuracy", *OF_THE_ARCHITECTURE, *OF_THE_POSTERIOR, "mode_operations", "skip_share", "weightless_share"]
+FIELDS += ["prior_gap", "learning_rate", "frozen", "findings", "seconds", "images_per_second"]
 INITIAL_KEEP_PROBABILITY = 1 / (1 + math.exp(-5))
 
 
@@ -63,8 +67,8 @@ def test_every_epoch_has_a_record(records):
     assert [record["frozen"] for record in records] == [True, False, False]
     for record in records:
         unknown = {name for name, value in record.items() if value is None}
-        assert unknown == ({"architecture_loss", "architecture_accuracy", "kl"} if record["frozen"] else set())
-        assert all(math.isfinite(value) for value in record.values() if value is not None)
+        assert unknown == (set(OF_THE_ARCHITECTURE) if record["frozen"] else set())
+        assert all(math.isfinite(value) for name, value in record.items() if value is not None and name != "findings")
         assert 0 < record["accuracy"] < 1 and record["seconds"] > 0
         # Both halves' images count.
         assert record["images_per_second"] == pytest.approx(STEPS * 2 * 128 / record["seconds"], rel=0.01)
@@ -129,7 +133,7 @@ def test_the_run_directory_records_the_configuration_and_keeps_two_checkpoints(s
 
 def test_tensorboard_has_scalars_and_histograms(searched, read_events, records, history):
     scalars, histograms = read_events(searched.path / "search" / "tensorboard")
-    assert set(scalars) == {f"search/{name}" for name in FIELDS if name not in ("epoch", "step")}
+    assert set(scalars) == {f"search/{name}" for name in FIELDS if name not in ("epoch", "step", "findings")}
     for name in ("loss", "kl", "prior_gap", "learning_rate", "expected_operations"):
         expected = {record["epoch"]: pytest.approx(record[name], rel=1e-6) for record in records if record[name] is not None}
         assert scalars[f"search/{name}"] == expected
@@ -143,9 +147,10 @@ def test_tensorboard_has_scalars_and_histograms(searched, read_events, records, 
 
 
 def test_a_search_says_one_line_an_epoch(searched, records):
-    assert [line.partition("  ")[0] for line in searched.lines] == ["search 1/3", "search 2/3", "search 3/3"]
-    assert "(warm-up: architecture frozen)" in searched.lines[0]
-    for line, record in zip(searched.lines[1:], records[1:], strict=True):
+    lines = [line for line in searched.lines if not line.startswith("  ! ")]
+    assert [line.partition("  ")[0] for line in lines] == ["search 1/3", "search 2/3", "search 3/3"]
+    assert "(warm-up: architecture frozen)" in lines[0]
+    for line, record in zip(lines[1:], records[1:], strict=True):
         assert f"kl {record['kl']:.1f}" in line and f"expected operations {record['expected_operations']:.1f}" in line
         assert f"architecture half: loss {record['architecture_loss']:.3f}" in line
 
@@ -361,6 +366,17 @@ def test_the_expected_macs_are_of_the_deployed_network(history, records, config)
     assert [record["expected_macs"] for record in records] == pytest.approx(expected)
 
 
+def test_the_records_say_what_the_posterior_does_not_know(searched, records, config):
+    posterior = RunDir(searched.path).read_posterior()
+    details = describe(posterior, config.budget)
+    for name in ("expected_operations", "expected_edges", "expected_macs", "macs_std", "mean_entropy"):
+        assert records[-1][name] == pytest.approx(details[name], rel=1e-12)
+    assert [records[-1]["macs_low"], records[-1]["macs_high"]] == [details["macs_interval"][end] for end in ("low", "high")]
+    assert {name: records[-1][name] for name in watched(posterior)} == watched(posterior)
+    for record in records:
+        assert 0 < record["macs_std"] < record["macs_high"] - record["macs_low"] and record["expected_edges"] < 28
+
+
 @pytest.mark.slow
 def test_a_larger_cost_scale_lowers_the_derived_macs(config, digits, tmp_path):
     budget, derived, expected = dataclasses.replace(config.budget, macs=1e9), [], []
@@ -388,7 +404,7 @@ def test_a_search_on_two_replicas(config, digits, tmp_path):
     lines = []
     posterior = run_search(mirrored, digits, RunDir(tmp_path), say=lines.append)
     records = RunDir(tmp_path).read_metrics("search")
-    assert len(lines) == len(records) == 2
+    assert len([line for line in lines if not line.startswith("  ! ")]) == len(records) == 2
     assert records[0]["frozen"] and not records[1]["frozen"]
     assert records[1]["loss"] < records[0]["loss"]
     for name, value in dataclasses.asdict(posterior.normal).items():
