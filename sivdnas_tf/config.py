@@ -106,7 +106,8 @@ class SearchConfig:
       batch_size: images a step, all replicas together, of each half.
       method: "si_vdnas" (the paper's), its ablations "h_vdnas" and "v_vdnas" (Table 3), "darts_first", "darts_second", or "random", which
         trains nothing and reads of this section only `search_space` (methods/). A setting that contradicts the method is refused; what
-        weighs or schedules a part that it does not have (`kl_weight`, `prior_gap_decay`, dropout rates) has no effect.
+        weighs, schedules or estimates a part that it does not have (`kl_weight`, `prior_gap_decay`, dropout rates, `gate_gradient`) has no
+        effect.
       mixing: how w and phi become mixing weights: "identity", "average", "sigmoid" or "softmax", see `MixingWeights`. DARTS' are always
         "softmax".
       initial_log_dropout_rate: log delta and log sigma at the start.

@@ -53,8 +53,6 @@ def test_one_switch_is_all_it_takes(name):
         ("darts_second", {"mixing": "average"}, "mixes by softmax"),
         ("darts_second", {"precision": "mixed_float16"}, "takes a finite difference, which needs search.precision float32"),
         ("h_vdnas", {"hypergradient_order": 2, "precision": "mixed_bfloat16"}, "needs search.precision float32"),
-        ("h_vdnas", {"gate_gradient": "relaxed"}, "h_vdnas draws no gates. Expected search.gate_gradient none. Received: .*'relaxed'"),
-        ("v_vdnas", {"gate_gradient": "straight_through"}, "v_vdnas draws no gates"),
         ("darts_first", {"noise_shape": "cell"}, "draws no noise. Expected search.noise_shape operation. Received: .*'cell'"),
         ("darts_first", {"cost_scale": 1.0}, "Expected search.cost_scale 0. Received: search.cost_scale=1.0"),
         ("v_vdnas", {"cost_scale": 0.5}, "does not derive by keep probabilities, which it steers"),

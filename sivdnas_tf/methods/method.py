@@ -9,7 +9,7 @@ _GATED = ("semi_implicit",)
 _NOISY = ("semi_implicit", "gaussian")
 
 # The values of fields of the search that are also their defaults: no contradiction to a method that has none of it, or only its own.
-_DEFAULT_MIXING, _DEFAULT_NOISE_SHAPE, _DEFAULT_GATE_GRADIENT = "identity", "operation", "none"
+_DEFAULT_MIXING, _DEFAULT_NOISE_SHAPE = "identity", "operation"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,18 +70,22 @@ class Method:
         """The order of the architecture's gradient of a `config.SearchConfig`'s search by this method."""
         return self.hypergradient_order or search.hypergradient_order
 
+    def gate_gradient_in(self, search):
+        """The gates' gradient of a `config.SearchConfig`'s search by this method: "none" where it draws no gates."""
+        return search.gate_gradient if {self.operations, self.edges} & set(_GATED) else "none"
+
     def check_settings(self, search):
         """Raises `ConfigError` for a setting of a `config.SearchConfig` that asks for what the method does not have.
 
-        The defaults contradict nothing, nor does a weight of a loss that is not there (`kl_weight`): one file serves all methods.
+        The defaults contradict nothing, nor does what weighs or estimates a part that is not there (`kl_weight`, `gate_gradient`): one
+        file serves all methods.
         """
         if not self.trains_supernet:
             return
         kinds = (self.operations, self.edges)
         mixes = not self.mixing or search.mixing in (self.mixing, _DEFAULT_MIXING)
         self._check(mixes, search, "mixing", f"mixes by {self.mixing}", f"{self.mixing} or the default")
-        gated, noisy = (any(kind in has for kind in kinds) for has in (_GATED, _NOISY))
-        self._check(gated or search.gate_gradient == _DEFAULT_GATE_GRADIENT, search, "gate_gradient", "draws no gates", "none")
+        noisy = any(kind in _NOISY for kind in kinds)
         self._check(noisy or search.noise_shape == _DEFAULT_NOISE_SHAPE, search, "noise_shape", "draws no noise", "operation")
         first = self.hypergradient_order == 1 and search.hypergradient_order == 2
         self._check(not first, search, "hypergradient_order", "is of first order", "1, or the method darts_second")

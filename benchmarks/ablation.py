@@ -1,0 +1,214 @@
+"""The searches behind docs/ablation.md on real CIFAR-10, a JSON line each in benchmarks/ablation.jsonl.
+
+    python benchmarks/ablation.py --list                                  # what there is to run, and what is done
+    python benchmarks/ablation.py --workdir=DIR --data_dir=DATA           # all that has no line yet, in order
+    python benchmarks/ablation.py --workdir=DIR --data_dir=DATA --only='1/*' --jobs=2
+    python benchmarks/ablation_page.py                                    # tables and plots from the lines
+
+A run is commands of `python -m sivdnas_tf`, as its line records them: search, derive and, for question 2, train and evaluate, each in a
+process with one thread, so that --jobs of them share the cores. What was interrupted continues: a finished run has a line, a half one its
+directory. DATA holds a prepared TFDS cifar10.
+"""
+
+import argparse
+import concurrent.futures
+import dataclasses
+import fnmatch
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+from sivdnas_tf.run_dir import RunDir, read_json
+
+LINES = pathlib.Path(__file__).with_suffix(".jsonl")
+_ONE_THREAD = {"TF_NUM_INTRAOP_THREADS": "1", "TF_NUM_INTEROP_THREADS": "1", "OMP_NUM_THREADS": "1"}
+# What a line keeps of search/metrics.jsonl, a list over the epochs each.
+_CURVES = (
+    *("loss", "accuracy", "architecture_loss", "architecture_accuracy", "expected_operations", "expected_macs", "mean_entropy"),
+    *("mode_operations", "skip_share", "weightless_share", "findings"),
+)
+_DERIVED = ("rule", "threshold", "raised", "architecture_string")
+
+_METHODS = ("si_vdnas", "h_vdnas", "v_vdnas", "darts_first", "darts_second")
+_BENCHMARK = "configs/nasbench201_cifar10.py"
+_PAPER = {"search.normalize_skips": False, "search.gate_gradient": "none"}
+# The DARTS space at a size at which a search takes minutes on one core, and a training too. The budget is that of some eight operations.
+_SMALL = {
+    "data.resolution": 16,
+    "search.resolution": 0,
+    "search.epochs": 12,
+    "search.warmup_epochs": 3,
+    "search.steps_per_epoch": 50,
+    "train.channels": 8,
+    "train.epochs": 4,
+    "budget.channels": 8,
+    "budget.resolution": 16,
+    "budget.macs": 1.6e6,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A search, and what is made of it.
+
+    Attributes:
+      question: of docs/ablation.md, 1 to 4.
+      name: what differs from the configuration, for tables.
+      seed: of everything, the derivation's draws included.
+      config: file of the configuration.
+      fields: configuration field -> value.
+      trains: whether the derived cell is trained and evaluated.
+    """
+
+    question: int
+    name: str
+    seed: int
+    config: str = _BENCHMARK
+    fields: dict = dataclasses.field(default_factory=dict)
+    trains: bool = False
+
+    @property
+    def key(self):
+        """`1/si_vdnas/0`: the same for the same run."""
+        return f"{self.question}/{self.name}/{self.seed}"
+
+    def commands(self, workdir, data_dir):
+        """The arguments of `python -m sivdnas_tf`, a list a command."""
+        values = {**self.fields, "seed": self.seed, "derive.seed": self.seed}
+        overrides = [f"--config={self.config}", f"--config.data.data_dir={data_dir}"]
+        overrides += [f"--config.{field}={value}" for field, value in values.items()]
+        located = [f"--workdir={workdir}"]
+        yield ["search", *overrides, *located]
+        yield ["derive", *located]
+        if self.trains:
+            yield ["train", *overrides, *located]
+            yield ["evaluate", *located]
+
+
+def runs():
+    """All runs, in the order in which they are made."""
+    of_methods = [Run(1, method, seed, fields={"search.method": method}) for seed in range(3) for method in _METHODS]
+    of_methods += [Run(1, "si_vdnas as in the paper", seed, fields=_PAPER) for seed in range(3)]
+    longer = {"search.epochs": 30, "search.prior_gap_decay": 0.983}
+    long = [
+        Run(3, f"{method}, three times as long", seed, fields={"search.method": method, **longer})
+        for seed in range(2)
+        for method in ("si_vdnas", "darts_first")
+    ]
+    one_factor = {
+        "kl_weight 0.01": {"search.kl_weight": 0.01},
+        "kl_weight 0.1": {"search.kl_weight": 0.1},
+        "log delta -3": {"search.initial_log_dropout_rate": -3.0},
+        "log delta -7": {"search.initial_log_dropout_rate": -7.0},
+        "prior_gap_decay 0.8": {"search.prior_gap_decay": 0.8},
+        "prior_gap_decay 1": {"search.prior_gap_decay": 1.0},
+        "kl_ramp_epochs 8": {"search.kl_ramp_epochs": 8},
+        "mixing average": {"search.mixing": "average"},
+        "mixing sigmoid": {"search.mixing": "sigmoid"},
+        "mixing softmax": {"search.mixing": "softmax"},
+        "gate_gradient none": {"search.gate_gradient": "none"},
+        "normalize_skips off": {"search.normalize_skips": False},
+        "noise_shape cell": {"search.noise_shape": "cell"},
+        "noise_in architecture": {"search.noise_in": "architecture"},
+        "kl_centered": {"search.kl_centered": True},
+        "warmup_epochs 5": {"search.warmup_epochs": 5},
+        "w ten times slower": {"search.architecture_learning_rate": 1e-3, "search.dropout_rate_learning_rate": 1e-2},
+    }
+    factors = [Run(4, name, 0, fields=fields) for name, fields in one_factor.items()]
+    small = [
+        Run(2, method, seed, "configs/cifar10_small.py", {**_SMALL, "search.method": method, **_mixing(method)}, trains=True)
+        for seed in range(2)
+        for method in _METHODS
+    ]
+    random = [Run(2, "random", seed, "configs/cifar10_small.py", {**_SMALL, "search.method": "random"}, trains=True) for seed in range(5)]
+    return [*of_methods, *long, *factors, *small, *random]
+
+
+def _mixing(method):
+    """cifar10_small.py averages, which contradicts DARTS' softmax."""
+    return {"search.mixing": "softmax"} if method.startswith("darts") else {}
+
+
+def read_lines():
+    """Key of a run -> its line."""
+    if not LINES.exists():
+        return {}
+    entries = [json.loads(line) for line in LINES.read_text(encoding="utf-8").splitlines()]
+    return {entry["key"]: entry for entry in entries}
+
+
+def execute(run, workdir, data_dir):
+    """Runs the commands, each from where it was interrupted; returns the run's line."""
+    path = pathlib.Path(workdir) / re.sub(r"[^\w.]+", "_", run.key)
+    for command in run.commands(path, data_dir):
+        result = subprocess.run(
+            [sys.executable, "-m", "sivdnas_tf", *command], env=os.environ | _ONE_THREAD, capture_output=True, text=True, check=False
+        )
+        if result.returncode:
+            raise RuntimeError(f"{run.key}: {command[0]} ended with {result.returncode}: {result.stderr.strip()[-500:]}")
+    return _line(run, RunDir(path, create=False))
+
+
+def _line(run, run_dir):
+    records, derivation, genotype = run_dir.read_metrics("search"), read_json(run_dir.file("derive.json")), run_dir.read_genotype()
+    named = [" ".join(["python -m sivdnas_tf", *command]) for command in run.commands("DIR", "DATA")]
+    line = {
+        "key": run.key,
+        "question": run.question,
+        "name": run.name,
+        "seed": run.seed,
+        "commands": named,
+        "threads": 1,
+        **{field: derivation.get(field) for field in _DERIVED},
+        "macs": derivation["cost"]["macs"],
+        "params": derivation["cost"]["params"],
+        "mode_macs": (derivation["mode_cost"] or {}).get("macs"),
+        "operations": {
+            cell_type: [edge.operation for edge in genotype.cell(cell_type).edges if edge.operation != "none"]
+            for cell_type in genotype.cell_types
+        },
+        "seconds": round(sum(record["seconds"] for record in records), 1),
+        "steps": records[-1]["step"] if records else 0,
+        **{name: [_rounded(record.get(name)) for record in records] for name in _CURVES},
+    }
+    if run.trains:
+        evaluation = read_json(run_dir.file("evaluation.json"))
+        line |= {"test_accuracy": evaluation["top1"], "test_images": evaluation["images"]}
+    return line
+
+
+def _rounded(value):
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def main():
+    """Lists the runs, or makes what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", help="where the runs' directories go")
+    parser.add_argument("--data_dir", default=os.environ.get("SIVDNAS_CIFAR10_DIR"), help="of a prepared TFDS cifar10")
+    parser.add_argument("--only", default="*", help="pattern of keys, as --list shows them")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each with one thread")
+    parser.add_argument("--list", action="store_true", help="show the runs and stop")
+    options = parser.parse_args()
+    done, wanted = read_lines(), [run for run in runs() if fnmatch.fnmatch(run.key, options.only)]
+    if options.list:
+        for run in wanted:
+            print(f"{'done' if run.key in done else 'open'}  {run.key}")
+        return
+    if not options.workdir or not options.data_dir:
+        parser.error("needs --workdir, and --data_dir or SIVDNAS_CIFAR10_DIR")
+    waiting = [run for run in wanted if run.key not in done]
+    with concurrent.futures.ThreadPoolExecutor(options.jobs) as pool:
+        futures = {pool.submit(execute, run, options.workdir, options.data_dir): run for run in waiting}
+        for future in concurrent.futures.as_completed(futures):
+            line = future.result()
+            with LINES.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(line) + "\n")
+            print(f"{line['key']}: {line['architecture_string'] or line['operations']} in {line['seconds']:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

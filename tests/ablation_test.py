@@ -1,0 +1,88 @@
+"""benchmarks/ablation.py: its runs are valid, and docs/ablation.md says what its lines say."""
+
+import json
+import pathlib
+import sys
+
+import pytest
+
+from sivdnas_tf import __main__ as command_line
+from sivdnas_tf.config import Config
+from sivdnas_tf.genotype import Genotype
+from sivdnas_tf.methods.registry import METHODS
+
+BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(name="ablation", scope="module")
+def fixture_ablation():
+    sys.path.insert(0, str(BENCHMARKS))
+    import ablation
+
+    yield ablation
+    sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(name="page", scope="module")
+def fixture_page(ablation):
+    import ablation_page
+
+    assert ablation_page.read_lines is ablation.read_lines
+    return ablation_page
+
+
+def test_every_run_is_a_valid_configuration_of_its_own(ablation, monkeypatch):
+    monkeypatch.chdir(BENCHMARKS.parent)
+    runs, seen = ablation.runs(), {}
+    assert len({run.key for run in runs}) == len(runs)
+    for run in runs:
+        name, *arguments = next(iter(run.commands("unused", "data")))
+        values, _ = command_line._parse(name, command_line.COMMANDS[name], arguments)
+        config = Config.from_dict(values.config.to_dict())
+        assert config.seed == config.derive.seed == run.seed and config.data.data_dir == "data"
+        seen.setdefault(json.dumps(config.to_dict(), sort_keys=True), run.key)
+    assert len(seen) == len(runs), "two runs are the same search"
+
+
+def test_every_method_is_searched_with_three_seeds_and_trained_with_two(ablation):
+    runs = ablation.runs()
+    trained = set(METHODS)
+    for question, methods, seeds in ((1, trained - {"random"}, 3), (2, trained, 2)):
+        for method in methods:
+            assert len([run for run in runs if run.question == question and run.name == method]) >= seeds
+    assert {run.question for run in runs} == {1, 2, 3, 4}
+    assert all(run.trains == (run.question == 2) for run in runs)
+
+
+def test_lines_are_of_runs_that_there_are(ablation):
+    known = {run.key: run for run in ablation.runs()}
+    for key, line in ablation.read_lines().items():
+        assert line["commands"] == [" ".join(["python -m sivdnas_tf", *command]) for command in known[key].commands("DIR", "DATA")]
+        if line["architecture_string"]:
+            kept = [edge.operation for edge in Genotype.from_architecture_string(line["architecture_string"]).normal.edges]
+            assert line["operations"] == {"normal": [name for name in kept if name != "none"]}
+
+
+def test_a_finished_run_becomes_a_line(ablation, tmp_path, monkeypatch):
+    """Of the method that trains nothing: search and derive by their commands, in processes of their own."""
+    monkeypatch.chdir(BENCHMARKS.parent)
+    run = ablation.Run(1, "random", 3, fields={"search.method": "random", "budget.macs": 100e6})
+    line = ablation.execute(run, tmp_path, tmp_path)
+    assert line["key"] == "1/random/3" and line["macs"] <= 100e6 and line["steps"] == 0
+    assert Genotype.from_architecture_string(line["architecture_string"]).normal.edges
+    assert ablation.execute(run, tmp_path, tmp_path) == line
+    wrong = ablation.Run(1, "over", 0, fields={"search.method": "random", "budget.macs": 1.0})
+    with pytest.raises(RuntimeError, match="1/over/0: derive ended with 3"):
+        ablation.execute(wrong, tmp_path, tmp_path)
+
+
+def test_the_page_shows_what_the_lines_say(ablation, page):
+    lines = ablation.read_lines()
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert page.render(text, lines) == text, "run benchmarks/ablation_page.py"
+    for name, svg in page.plots(lines).items():
+        assert (page.PAGE.with_suffix("") / name).read_text(encoding="utf-8") == svg, "run benchmarks/ablation_page.py"
+    shown = page.render(text, {})
+    assert not lines or shown != text  # the tables do hold the lines
+    with pytest.raises(ValueError, match="one pair of markers of the table methods"):
+        page.render(text.replace("<!-- methods -->", ""), lines)
