@@ -15,7 +15,7 @@ import threading
 import numpy as np
 import tensorflow as tf
 
-from sivdnas_tf.data.augment import crop_box, crop_box_draws, normalise_batch
+from sivdnas_tf.data.augment import crop_box, normalise_batch
 from sivdnas_tf.data.folders import too_many_corrupt
 from sivdnas_tf.data.images import decode, decode_crop, resize, silence_pillow
 from sivdnas_tf.data.records import FILE_ERRORS, place_of
@@ -134,17 +134,18 @@ class StreamedSplit:
         augmentation.check(self._cut.shape)
         silence_pillow()
         cropped, seed = augmentation.resized_crop, tf.constant(seeds["augmentation"], tf.int32)
-        rest = dataclasses.replace(augmentation, resized_crop=False, crop_padding=0 if cropped else augmentation.crop_padding)
+        rest = dataclasses.replace(augmentation, resized_crop=False, crop_padding=0, flip=False) if cropped else augmentation
 
         @_as_written
         def load(key, label):
             image_seed = tf.stack([seed, self._image_id(*key)])
-            pixels, good = self._crop(key, image_seed) if cropped else self._whole(key)
-            return pixels, label, image_seed, good
+            draws = augmentation.draws(image_seed)
+            pixels, good = self._crop(key, draws.pop("crop"), augmentation.is_mirrored(draws)) if cropped else self._whole(key)
+            return pixels, label, draws, good
 
         @_as_written
-        def augment(pixels, labels, image_seeds, good):
-            return rest(tf.ensure_shape(pixels, [None, *self._cut.shape]), image_seeds, mean, std), labels, good
+        def augment(pixels, labels, draws, good):
+            return rest.apply(tf.ensure_shape(pixels, [None, *self._cut.shape]), draws, mean, std), labels, good
 
         @_as_written
         def finish(images, labels, good):
@@ -234,19 +235,17 @@ class StreamedSplit:
         resized = resize(tf.ensure_shape(pixels, [None, None, cut.channels]), cut.resolution)
         return tf.ensure_shape(resized, cut.shape), tf.ensure_shape(good, [])
 
-    def _crop(self, key, image_seed):
-        """A random part of an image, resized, and whether it can be read."""
+    def _crop(self, key, draws, is_mirrored):
+        """The part of an image that `crop_box` takes by its draws, resized, mirrored or not, and whether it can be read."""
         cut = self._cut
 
-        def attempt(draws, *key):
-            return self._attempt(
-                lambda source, place: decode_crop(
-                    source, place, lambda height, width: crop_box(draws, height, width), cut.resolution, cut.channels
-                ),
-                key,
-            )
+        def attempt(draws, is_mirrored, *key):
+            def choose(height, width):
+                return crop_box(draws, height, width)
 
-        pixels, good = tf.numpy_function(attempt, [crop_box_draws(image_seed), *key], (tf.uint8, tf.bool), stateful=False)
+            return self._attempt(lambda source, place: decode_crop(source, place, choose, cut.resolution, cut.channels, is_mirrored), key)
+
+        pixels, good = tf.numpy_function(attempt, [draws, is_mirrored, *key], (tf.uint8, tf.bool), stateful=False)
         return tf.ensure_shape(pixels, cut.shape), tf.ensure_shape(good, [])
 
     def _attempt(self, function, key):
