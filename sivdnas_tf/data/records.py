@@ -271,29 +271,28 @@ def _read_split(source, split, data_config, corrupt):
                 raise DataError(
                     f"split {split!r} of dataset {source.name!r} cannot be read. Received: {' '.join(error.message.split())[:300]}"
                 ) from error
-        for position, reason in bad.items():
-            place = source.place(split, position)
-            corrupt.append(place)
+        for position, message in bad.items():
+            corrupt.append(source.place(split, position))
             if len(corrupt) > data_config.max_corrupt:
-                message = f"{place} of split {split!r} cannot be decoded. Received: {reason}"
                 raise too_many_corrupt(corrupt, data_config.max_corrupt, message)
         good = source.encoded(split).filter(lambda content, label, position: ~tf.reduce_any(position == tf.constant([*bad], tf.int64)))
         return collect(good.map(lambda content, label, position: (source.decode(content), label)), *arguments)
 
 
 def _bad_records(source, split):
-    """Why each record cannot be read or decoded, by its number in the split."""
+    """What is to be said of each record that cannot be read or decoded, by its number in the split."""
     found = {}
     for content, _, position in source.encoded(split):
-        problem = source.problem(split, position.numpy())
+        position = int(position)
+        problem = source.problem(split, position)
+        if problem:
+            found[position] = str(problem)
+            continue
         try:
-            if problem:
-                raise problem
             source.decode(content)
-        except DataError as error:
-            found[int(position)] = str(error)
         except tf.errors.InvalidArgumentError as error:
-            found[int(position)] = " ".join(error.message.split())[:200]
+            reason = " ".join(error.message.split())[:200]
+            found[position] = f"{source.place(split, position)} of split {split!r} cannot be decoded. Received: {reason}"
     return found
 
 
