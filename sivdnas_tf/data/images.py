@@ -137,7 +137,7 @@ def decode(source, place, channels=3, central_crop=0.0):
     return pixels[top : top + side, left : left + side]
 
 
-def decode_crop(source, place, choose, resolution, channels=3):
+def decode_crop(source, place, choose, resolution, channels=3, is_mirrored=False):
     """A part of an encoded image, resized: bilinear, antialiased, by Pillow, which leaves other threads running.
 
     A JPEG is decoded at a half, a quarter or an eighth of its size where the part then still has `resolution` pixels a side.
@@ -146,6 +146,7 @@ def decode_crop(source, place, choose, resolution, channels=3):
       source, place, channels: as of `decode`.
       choose: function of the upright image's height and width to the part's `(top, left, height, width)` in pixels.
       resolution: pixels a side of the result.
+      is_mirrored: whether the result is mirrored left to right.
 
     Returns:
       uint8 array [resolution, resolution, channels].
@@ -164,7 +165,8 @@ def decode_crop(source, place, choose, resolution, channels=3):
         image = _converted(image, channels)
         scale_x, scale_y = image.width / width, image.height / height
         box = (left * scale_x, top * scale_y, (left + crop_width) * scale_x, (top + crop_height) * scale_y)
-        pixels = np.asarray(image.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box))
+        image = image.resize((resolution, resolution), Image.Resampling.BILINEAR, box=box)
+        pixels = np.asarray(image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if is_mirrored else image)
     return pixels.reshape(resolution, resolution, channels)
 
 
@@ -222,18 +224,26 @@ def _opened(source):
 
 def _converted(image, channels):
     """The upright image without transparency: RGB for three channels, greyscale for one."""
-    return _opaque(_upright(image)).convert("RGB" if channels == 3 else "L")
+    image, mode = _opaque(_upright(image)), "RGB" if channels == 3 else "L"
+    return image if image.mode == mode else image.convert(mode)  # which would copy it
 
 
 def _is_turned(image):
     """Whether the EXIF tag says that height and width change places."""
+    return _orientation(image) in (5, 6, 7, 8)
+
+
+def _orientation(image):
+    """What the EXIF tag says, 1 where there is none or it is damaged."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
     except _DAMAGED:
-        return False
+        return 1
 
 
 def _upright(image):
+    if _orientation(image) == 1:
+        return image
     try:
         return ImageOps.exif_transpose(image)
     except _DAMAGED:  # of the tag: the pixels are there already

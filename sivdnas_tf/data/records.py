@@ -1,29 +1,29 @@
 """TFDS datasets that were prepared before: their builder, their features, and their records, decoded or as they are stored."""
 
 import contextlib
+import dataclasses
 import functools
-import logging
-import operator
 import os
 import re
+import threading
 
 import numpy as np
 import tensorflow as tf
 
 from sivdnas_tf.data.collect import collect
 from sivdnas_tf.data.folders import listed, too_many_corrupt
+from sivdnas_tf.data.record_files import scan
 from sivdnas_tf.errors import DataError, nearest
 
 _TFDS_NAME = re.compile(r"[a-zA-Z]\w*(/[\w+.-]+)?(:(\d+|\*)(\.(\d+|\*)){2})?")  # NAME, NAME/CONFIG, NAME:VERSION, NAME/CONFIG:VERSION
 _FIRST = 256  # records of a split that say whether it has labels
-FILE_ERRORS = (tf.errors.NotFoundError, tf.errors.DataLossError)  # what reading raises for files that are gone or damaged
 
 
 def read_tfds(data_config, say=print):
     """Reads the images of a prepared dataset, each once, into memory.
 
     Args:
-      data_config: a `config.DataConfig`; up to `max_corrupt` images that cannot be decoded are skipped.
+      data_config: a `config.DataConfig`; up to `max_corrupt` records that are damaged, or whose image cannot be decoded, are skipped.
       say: function of a line for the user: what was skipped.
 
     Returns:
@@ -48,6 +48,22 @@ def read_tfds(data_config, say=print):
     return train, test, tuple(names)
 
 
+@dataclasses.dataclass(frozen=True)
+class Piece:
+    """Consecutive records of one file.
+
+    Attributes:
+      path: of the file.
+      first, count: the first of them, and how many they are.
+      start: number of the records of the split in the files before this one.
+    """
+
+    path: str
+    first: int
+    count: int
+    start: int
+
+
 class PreparedDataset:
     """A TFDS dataset of labelled images that lies on this disk.
 
@@ -59,6 +75,7 @@ class PreparedDataset:
       splits: TFDS' `SplitInfo` by name, "train" among them.
       class_names: one a label, or None where the labels have none.
       channels: of the images, None where it is open.
+      failure: the `DataError` of a file that cannot be read, once `encoded` has come upon it.
 
     Raises:
       DataError: where it is unknown, not prepared, or no image classification.
@@ -73,6 +90,8 @@ class PreparedDataset:
             raise DataError(f"TFDS dataset {self.name!r} must have a split 'train'. Received: {', '.join(self.splits)}")
         self.class_names = getattr(self._builder.info.features[self._label], "names", None)
         self.channels = self._builder.info.features[self._image].shape[-1]
+        self.failure = None
+        self._scanned, self._lock = {}, threading.Lock()
 
     def bytes_of(self, split):
         """Bytes of the records of a split, as they are stored."""
@@ -92,34 +111,99 @@ class PreparedDataset:
         )
         return dataset.map(lambda example: (example[self._image], example[self._label]))
 
-    def encoded(self, split, shards_at_once=1, seed=None):
-        """A `tf.data.Dataset` of `(content, label, id)`: the image as it is stored, TFDS' name of the record (`place_of`).
+    def pieces(self, split):
+        """The `Piece` of every file of a split, in their order: a tuple."""
+        return self._files(split)[0]
+
+    @functools.cache  # noqa: B019 - as long as the dataset, of a few splits
+    def _files(self, split):
+        """`pieces`, and their `start`s, int64 [n]."""
+        info = self._builder.info
+        if info.file_format.value != "tfrecord":
+            raise DataError(f"the records of {self.name!r} must be in TFRecord files. Received: {info.file_format.value}")
+        files = self.splits[split].file_instructions
+        ends = np.cumsum([file.examples_in_shard for file in files], dtype=np.int64)
+        pieces = [
+            Piece(os.fspath(file.filename), 0, file.examples_in_shard, int(end) - file.examples_in_shard)
+            for file, end in zip(files, ends, strict=True)
+        ]
+        return tuple(pieces), np.array([piece.start for piece in pieces], np.int64)
+
+    def encoded(self, split, pieces=None, shards_at_once=1, seed=None):
+        """A `tf.data.Dataset` of `(content, label, position)`: the image as it is stored, the record's number in the split, int64.
+
+        Of a record with a `problem` the content is empty, and the label -1. A file costs a closer look from its first damage on.
 
         Args:
-          split: a name, or a `tfds.core.ReadInstruction`.
+          split: a name.
+          pieces: of its files; None for all records.
           shards_at_once: number of files that are read in turn, a record at a time.
           seed: of the order of the files; None keeps it.
         """
-        import tensorflow_datasets as tfds
+        pieces = self.pieces(split) if pieces is None else pieces
+        if seed is not None:
+            pieces = [pieces[index] for index in np.random.default_rng(seed).permutation(len(pieces))]
+        # Apart: TensorFlow 2.21 ends with a segmentation fault where the function of an interleave unstacks a tensor.
+        numbers = [np.array([getattr(piece, name) for piece in pieces], np.int64) for name in ("first", "count", "start")]
+        features = {self._image: tf.io.FixedLenFeature([], tf.string, ""), self._label: tf.io.FixedLenFeature([], tf.int64, -1)}
 
-        wanted = {self._image: True, self._label: True}
-        read_config = tfds.ReadConfig(
-            add_tfds_id=True,
-            interleave_cycle_length=shards_at_once,
-            interleave_block_length=1,
-            shuffle_seed=seed,
-            shuffle_reshuffle_each_iteration=False,
-            try_autocache=False,
-            enable_ordering_guard=False,
+        def records_of(path, first, count, start):
+            # A file that cannot be opened would be tried for ever: what `ignore_errors` passes over is one record, or the rest of a file.
+            opens = tf.ensure_shape(tf.numpy_function(_can_be_opened, [path], tf.bool, stateful=False), [])
+            readable = tf.where(opens, count, 0)
+            read = tf.data.TFRecordDataset(path).skip(tf.where(opens, first, 0)).take(readable).ignore_errors()
+            unread = tf.data.Dataset.from_tensors("").repeat(count)
+            positions = tf.data.Dataset.range(start + first, start + first + count)
+            return tf.data.Dataset.zip(positions, read.concatenate(unread))
+
+        def parts(position, record):
+            recovered = tf.cond(
+                record == "", lambda: tf.numpy_function(self._recovered, [split, position], tf.string, stateful=False), lambda: record
+            )
+            example = tf.io.parse_single_example(tf.ensure_shape(recovered, []), features)
+            return example[self._image], tf.cast(example[self._label], tf.int32), position
+
+        files = tf.data.Dataset.from_tensor_slices(([piece.path for piece in pieces], *numbers))
+        records = files.interleave(records_of, cycle_length=shards_at_once, block_length=1)
+        return records.map(parts, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    def place(self, split, position):
+        """`record INDEX of FILE`, of a record's number in a split."""
+        piece, index = self._found(split, position)
+        return f"record {index} of {os.path.basename(piece.path)}"
+
+    def problem(self, split, position):
+        """The `DataError` of a record that `encoded` could not read, by its number in the split, or None."""
+        if not self._scanned:
+            return None
+        piece, index = self._found(split, position)
+        file = self._scanned.get(piece.path)
+        reason = file and file.problem(index)
+        if not reason:
+            return None
+        return DataError(
+            f"{self.place(split, position)!r} cannot be read. Expected {piece.count} undamaged records in the file. Received: {reason}"
         )
-        decoders = tfds.decode.PartialDecoding(wanted, decoders={self._image: tfds.decode.SkipDecoding()})
-        with _silent_logger("absl"):  # which warns that files in turn are no order: none is meant
-            dataset = self._builder.as_dataset(split=split, shuffle_files=seed is not None, decoders=decoders, read_config=read_config)
 
-        def parts(example):
-            return example[self._image], tf.cast(example[self._label], tf.int32), example["tfds_id"]
+    def _found(self, split, position):
+        """The `Piece` of the file that holds a record, and its number there."""
+        pieces, starts = self._files(split)
+        piece = pieces[np.searchsorted(starts, position, side="right") - 1]
+        return piece, int(position) - piece.start
 
-        return dataset.map(parts, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    def _recovered(self, split, position):
+        """The bytes of a record of a damaged file; none where it cannot be read."""
+        split = split.decode()
+        piece, index = self._found(split, position)
+        with self._lock:
+            try:
+                if piece.path not in self._scanned:
+                    self._scanned[piece.path] = scan(piece.path)
+                file = self._scanned[piece.path]
+                return b"" if file.problem(index) else file.content(index)
+            except OSError as error:
+                self.failure = self._unreadable(split, f"{piece.path}: {error.strerror}")
+                raise self.failure from None
 
     def decode(self, content):
         """The image that TFDS makes of a record's content."""
@@ -131,99 +215,84 @@ class PreparedDataset:
             return any(label != -1 for _, label, _ in self.encoded(split).take(_FIRST).as_numpy_iterator())
 
     def shard_parts(self, split, counts):
-        """`tfds.core.ReadInstruction`s of consecutive parts of every file of a split.
+        """`Piece`s of consecutive parts of every file of a split.
 
         Args:
           split: a name.
           counts: for each part but the last the number of its records in each file; the last part has what is left.
         """
-        import tensorflow_datasets as tfds
-
-        lengths = np.array(self.splits[split].shard_lengths)
-        start, parts = np.cumsum(lengths) - lengths, []
-        end_of_file = start + lengths
-        for count in (*counts, lengths):
-            end = np.minimum(start + count, end_of_file)
-            pieces = [
-                tfds.core.ReadInstruction(split, from_=int(first), to=int(last), unit="abs")
-                for first, last in zip(start, end, strict=True)
-                if first < last
+        left, parts = self.pieces(split), []
+        for count in (*counts, [piece.count for piece in left]):
+            taken = [min(int(wanted), piece.count) for wanted, piece in zip(count, left, strict=True)]
+            parts.append([dataclasses.replace(piece, count=size) for piece, size in zip(left, taken, strict=True) if size])
+            left = [
+                dataclasses.replace(piece, first=piece.first + size, count=piece.count - size)
+                for piece, size in zip(left, taken, strict=True)
             ]
-            parts.append(functools.reduce(operator.add, pieces))
-            start = end
         return parts
 
     @contextlib.contextmanager
     def reading(self, split):
-        """Turns what TensorFlow raises for files that are gone or damaged into a `DataError` with file and record."""
+        """Turns what TensorFlow raises for files that are gone or damaged into a `DataError`."""
         try:
             yield
-        except FILE_ERRORS as error:
-            raise self.unreadable(split, error) from error
+        except tf.errors.OpError as error:
+            if self.failure:
+                raise self.failure from error
+            if not isinstance(error, (tf.errors.NotFoundError, tf.errors.DataLossError)):
+                raise
+            raise self._unreadable(split, " ".join(error.message.split())[:300]) from error
 
-    def unreadable(self, split, error):
-        """The `DataError` of one of `FILE_ERRORS` that came up while a split was read."""
-        reason = " ".join(error.message.split())[:300]
-        place = self._first_damage(split) if isinstance(error, tf.errors.DataLossError) else ""
-        return DataError(f"split {split!r} of dataset {self.name!r} cannot be read. Received: {place}{reason}")
-
-    def _first_damage(self, split):
-        """Which record of which file is the first that cannot be read; TensorFlow does not say. Reads the files once more."""
-        for path in self.splits[split].filepaths:
-            index = 0
-            try:
-                for _ in tf.data.TFRecordDataset(os.fspath(path)):
-                    index += 1
-            except tf.errors.DataLossError:
-                return f"{place_of(f'{path}__{index}')}: "
-        return ""
+    def _unreadable(self, split, reason):
+        return DataError(f"split {split!r} of dataset {self.name!r} cannot be read. Received: {reason}")
 
 
-@contextlib.contextmanager
-def _silent_logger(name):
-    logger = logging.getLogger(name)
-    before, logger.disabled = logger.disabled, True
+def _can_be_opened(path):
     try:
-        yield
-    finally:
-        logger.disabled = before
+        with open(path, "rb"):
+            return np.True_
+    except OSError:  # which is said when its records are asked for
+        return np.False_
 
 
-def place_of(record_id):
-    """`record INDEX of FILE`, from TFDS' name of a record, FILE__INDEX."""
-    file, _, index = record_id.rpartition("__")
-    return f"record {index} of {file}"
+# What reading a split raises where a record is damaged or missing, or its image cannot be decoded.
+_BAD_RECORDS = (tf.errors.InvalidArgumentError, tf.errors.DataLossError, tf.errors.FailedPreconditionError)
 
 
 def _read_split(source, split, data_config, corrupt):
-    """uint8 images and int32 labels of a split; what cannot be decoded is added to `corrupt`."""
+    """uint8 images and int32 labels of a split; what cannot be read or decoded is added to `corrupt`."""
     arguments = source.name, data_config.resolution, data_config.central_crop
     with source.reading(split):
         try:
             return collect(source.decoded(split), *arguments)
-        except tf.errors.InvalidArgumentError as error:
-            bad = _undecodable(source, split)
+        except _BAD_RECORDS as error:
+            bad = _bad_records(source, split)
             if not bad:
                 raise DataError(
                     f"split {split!r} of dataset {source.name!r} cannot be read. Received: {' '.join(error.message.split())[:300]}"
                 ) from error
-        for record_id, reason in bad.items():
-            corrupt.append(place_of(record_id))
+        for position, message in bad.items():
+            corrupt.append(source.place(split, position))
             if len(corrupt) > data_config.max_corrupt:
-                message = f"{place_of(record_id)} of split {split!r} cannot be decoded. Received: {reason}"
                 raise too_many_corrupt(corrupt, data_config.max_corrupt, message)
-        good = source.encoded(split).filter(lambda content, label, record_id: ~tf.reduce_any(record_id == tf.constant([*bad])))
-        return collect(good.map(lambda content, label, record_id: (source.decode(content), label)), *arguments)
+        good = source.encoded(split).filter(lambda content, label, position: ~tf.reduce_any(position == tf.constant([*bad], tf.int64)))
+        return collect(good.map(lambda content, label, position: (source.decode(content), label)), *arguments)
 
 
-def _undecodable(source, split):
-    """What TensorFlow says of each record whose image it cannot decode, by TFDS' name of the record."""
+def _bad_records(source, split):
+    """What is to be said of each record that cannot be read or decoded, by its number in the split."""
     found = {}
-    for content, _, record_id in source.encoded(split):
+    for content, _, position in source.encoded(split):
+        position = int(position)
+        problem = source.problem(split, position)
+        if problem:
+            found[position] = str(problem)
+            continue
         try:
             source.decode(content)
         except tf.errors.InvalidArgumentError as error:
-            found[record_id.numpy().decode()] = " ".join(error.message.split())[:200]
+            reason = " ".join(error.message.split())[:200]
+            found[position] = f"{source.place(split, position)} of split {split!r} cannot be decoded. Received: {reason}"
     return found
 
 

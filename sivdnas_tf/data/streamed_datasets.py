@@ -117,21 +117,25 @@ def _size(path):
 
 
 def _from_records(data_config, seed, source, test, corrupt):
-    contents, record_ids, labels = [], [], []
+    contents, places, labels = [], [], []
     for split in ("train", test):
         labels.append([])
         if split is None:
             continue
         with source.reading(split):
-            for content, label, record_id in source.encoded(split).as_numpy_iterator():
+            for content, label, position in source.encoded(split).as_numpy_iterator():
+                place, problem = source.place(split, position), source.problem(split, position)
+                if problem:  # it belongs to no split: its label is not known
+                    corrupt.report(place, problem)
+                    continue
                 contents.append(content)
-                record_ids.append(record_id.decode())
+                places.append(place)
                 labels[-1].append(label)
     labels = [np.array(of_split, np.int32) for of_split in labels]
     names = source.class_names
     if names is None:  # an integer without names
         names = [str(label) for label in range(max((of_split.max() for of_split in labels if len(of_split)), default=0) + 1)]
-    images = EncodedRecords(contents, record_ids)
+    images = EncodedRecords(contents, places)
     return _indexed(data_config, seed, _cut_of(data_config, source), corrupt, images, labels, names)
 
 
@@ -162,7 +166,7 @@ def _from_shards(data_config, seed, source, test, corrupt):
         raise DataError(
             f"the labels of {name!r} must have names: its records are more than data.cache_gb. Received: integers without names"
         )
-    lengths = np.array(source.splits["train"].shard_lengths)
+    lengths = np.array([piece.count for piece in source.pieces("train")])
     fractions = {} if test else {"test": data_config.test_fraction}
     fractions["holdout"] = data_config.holdout_fraction
     counts, left = {}, lengths
@@ -174,9 +178,9 @@ def _from_shards(data_config, seed, source, test, corrupt):
     if not all(sizes.values()):
         raise DataError(f"too few images of {name!r} for its splits: none may be empty. Received: {sizes}")
     parts = dict(zip(counts, source.shard_parts("train", [*counts.values()][:-1]), strict=True))
-    splits = {part: ShardedSplit(part, cut, corrupt, source, "train", parts[part], sizes[part]) for part in parts}
+    splits = {part: ShardedSplit(part, cut, corrupt, source, "train", parts[part]) for part in parts}
     if test:
-        splits["test"] = ShardedSplit("test", cut, corrupt, source, test, test, source.splits[test].num_examples)
+        splits["test"] = ShardedSplit("test", cut, corrupt, source, test, source.pieces(test))
     return _datasets(data_config, seed, cut, source.class_names, splits)
 
 

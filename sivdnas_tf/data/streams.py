@@ -15,10 +15,9 @@ import threading
 import numpy as np
 import tensorflow as tf
 
-from sivdnas_tf.data.augment import crop_box, crop_box_draws, normalise_batch
+from sivdnas_tf.data.augment import crop_box, normalise_batch
 from sivdnas_tf.data.folders import too_many_corrupt
 from sivdnas_tf.data.images import decode, decode_crop, resize, silence_pillow
-from sivdnas_tf.data.records import FILE_ERRORS, place_of
 from sivdnas_tf.data.splits import channel_statistics
 from sivdnas_tf.errors import ConfigError, DataError
 
@@ -79,14 +78,14 @@ class EncodedFiles:
 
 
 class EncodedRecords:
-    """The contents of records in memory, with TFDS' names of the records."""
+    """The contents of records in memory, with what messages call them."""
 
-    def __init__(self, contents, record_ids):
-        self._contents, self._record_ids = contents, record_ids
+    def __init__(self, contents, places):
+        self._contents, self._places = contents, places
 
     def find(self, index):
         """As `EncodedFiles.find`."""
-        return self._contents[index], place_of(self._record_ids[index])
+        return self._contents[index], self._places[index]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,17 +133,18 @@ class StreamedSplit:
         augmentation.check(self._cut.shape)
         silence_pillow()
         cropped, seed = augmentation.resized_crop, tf.constant(seeds["augmentation"], tf.int32)
-        rest = dataclasses.replace(augmentation, resized_crop=False, crop_padding=0 if cropped else augmentation.crop_padding)
+        rest = dataclasses.replace(augmentation, resized_crop=False, crop_padding=0, flip=False) if cropped else augmentation
 
         @_as_written
         def load(key, label):
             image_seed = tf.stack([seed, self._image_id(*key)])
-            pixels, good = self._crop(key, image_seed) if cropped else self._whole(key)
-            return pixels, label, image_seed, good
+            draws = augmentation.draws(image_seed)
+            pixels, good = self._crop(key, draws.pop("crop"), augmentation.is_mirrored(draws)) if cropped else self._whole(key)
+            return pixels, label, draws, good
 
         @_as_written
-        def augment(pixels, labels, image_seeds, good):
-            return rest(tf.ensure_shape(pixels, [None, *self._cut.shape]), image_seeds, mean, std), labels, good
+        def augment(pixels, labels, draws, good):
+            return rest.apply(tf.ensure_shape(pixels, [None, *self._cut.shape]), draws, mean, std), labels, good
 
         @_as_written
         def finish(images, labels, good):
@@ -187,7 +187,7 @@ class StreamedSplit:
         try:
             yield
         except tf.errors.OpError as error:
-            failure = self._corrupt.failure or self._failure(error)
+            failure = self._corrupt.failure or self._failure()
             if failure is None:
                 raise
             raise failure from error
@@ -234,19 +234,17 @@ class StreamedSplit:
         resized = resize(tf.ensure_shape(pixels, [None, None, cut.channels]), cut.resolution)
         return tf.ensure_shape(resized, cut.shape), tf.ensure_shape(good, [])
 
-    def _crop(self, key, image_seed):
-        """A random part of an image, resized, and whether it can be read."""
+    def _crop(self, key, draws, is_mirrored):
+        """The part of an image that `crop_box` takes by its draws, resized, mirrored or not, and whether it can be read."""
         cut = self._cut
 
-        def attempt(draws, *key):
-            return self._attempt(
-                lambda source, place: decode_crop(
-                    source, place, lambda height, width: crop_box(draws, height, width), cut.resolution, cut.channels
-                ),
-                key,
-            )
+        def attempt(draws, is_mirrored, *key):
+            def choose(height, width):
+                return crop_box(draws, height, width)
 
-        pixels, good = tf.numpy_function(attempt, [crop_box_draws(image_seed), *key], (tf.uint8, tf.bool), stateful=False)
+            return self._attempt(lambda source, place: decode_crop(source, place, choose, cut.resolution, cut.channels, is_mirrored), key)
+
+        pixels, good = tf.numpy_function(attempt, [draws, is_mirrored, *key], (tf.uint8, tf.bool), stateful=False)
         return tf.ensure_shape(pixels, cut.shape), tf.ensure_shape(good, [])
 
     def _attempt(self, function, key):
@@ -294,8 +292,8 @@ class IndexedSplit(StreamedSplit):
     def _find(self, index):
         return *self._images.find(int(index)), None
 
-    def _failure(self, error):
-        del error
+    def _failure(self):
+        return None
 
 
 class ShardedSplit(StreamedSplit):
@@ -307,16 +305,15 @@ class ShardedSplit(StreamedSplit):
       name, cut, corrupt: as of `StreamedSplit`.
       source: the `PreparedDataset`.
       split: its split that holds the records.
-      part: the `tfds.core.ReadInstruction` of the records.
-      size: number of records.
+      part: the `records.Piece`s of its files.
     """
 
-    def __init__(self, name, cut, corrupt, source, split, part, size):
+    def __init__(self, name, cut, corrupt, source, split, part):
         super().__init__(name, cut, corrupt)
-        self._source, self._split, self._part, self._size = source, split, part, size
+        self._source, self._split, self._part = source, split, part
 
     def __len__(self):
-        return self._size
+        return sum(piece.count for piece in self._part)
 
     @property
     def labels(self):
@@ -328,15 +325,15 @@ class ShardedSplit(StreamedSplit):
 
     def _elements(self, order_seed, first, end):
         if order_seed is None:
-            records = self._source.encoded(self._part, _SHARDS_AT_ONCE)
+            records = self._source.encoded(self._split, self._part, _SHARDS_AT_ONCE)
         else:
             seed = int(np.random.SeedSequence(order_seed).generate_state(1)[0] >> 1)
             mean_bytes = max(1, self._source.bytes_of(self._split) // max(1, self._source.splits[self._split].num_examples))
             buffer = min(len(self), max(1, _SHUFFLE_BYTES // mean_bytes))
-            records = self._source.encoded(self._part, _SHARDS_AT_ONCE, seed)
+            records = self._source.encoded(self._split, self._part, _SHARDS_AT_ONCE, seed)
             records = records.shuffle(buffer, seed=seed, reshuffle_each_iteration=False)
         elements = records.skip(first).take(end - first)
-        return elements.map(_as_written(lambda content, label, record_id: ((content, label, record_id), label)))
+        return elements.map(_as_written(lambda content, label, position: ((content, label, position), label)))
 
     def _at(self, positions):
 
@@ -356,19 +353,19 @@ class ShardedSplit(StreamedSplit):
         del seed  # the first records of every file in turn: TFDS shuffles as it writes, and `shuffle` depends on the global seed too
         return self._elements(None, 0, count)
 
-    def _image_id(self, content, label, record_id):
+    def _image_id(self, content, label, position):
         del content, label
-        return tf.cast(tf.strings.to_hash_bucket_fast(record_id, 2**31 - 1), tf.int32)
+        return tf.cast(position, tf.int32)
 
-    def _find(self, content, label, record_id):
-        place, classes = place_of(record_id.decode()), len(self._source.class_names)
-        problem = None
-        if not 0 <= label < classes:
+    def _find(self, content, label, position):
+        place, classes = self._source.place(self._split, position), len(self._source.class_names)
+        problem = self._source.problem(self._split, position)
+        if not problem and not 0 <= label < classes:
             problem = DataError(f"{place!r} must have a label from 0 to {classes - 1}. Received: {label}")
         return content, place, problem
 
-    def _failure(self, error):
-        return self._source.unreadable(self._split, error) if isinstance(error, FILE_ERRORS) else None
+    def _failure(self):
+        return self._source.failure
 
 
 def _with_stand_ins(images, labels, good):

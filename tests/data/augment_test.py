@@ -330,13 +330,34 @@ def test_colour_jitter_is_torchvision_s(strengths, dtype):
     images[0], images[1, 0], images[1, 1] = 77, 0, 255  # grey, black, white: no hue
     images[2, ..., 1] = images[2, ..., 0]  # two channels alike
     received = colour_jitter(images, seeds, **strengths)
-    assert received.dtype == tf.float32
+    assert received.dtype == tf.uint8
     changed = 0
     for image, seed, result in zip(images, seeds, received.numpy(), strict=True):
         expected = reference_jitter(image, drawn_factors(seed, **strengths))
-        np.testing.assert_allclose(result, expected, atol=2e-2)
+        np.testing.assert_allclose(result.astype(np.float64), expected, atol=0.5 + 1 / 16)  # rounded, and the hue in 32nds
         changed += np.abs(expected - image).max() > 5
     assert changed > 8
+
+
+@pytest.mark.parametrize("turn", [*np.linspace(-0.5, 0.5, 25), 0.003, -0.003, 0.249, -0.251])
+def test_the_hue_turns_as_the_standard_library_s(turn):
+    levels = np.array([0, 1, 100, 128, 254, 255])
+    pixels = np.stack(np.meshgrid(levels, levels, levels), axis=-1).reshape(12, 18, 3).astype(np.uint8)
+    received = augment.jittered(pixels, 1.0, 1.0, 1.0, turn)
+    np.testing.assert_allclose(received.astype(np.float64), reference_jitter(pixels, {"hue": turn}), atol=0.5 + 1 / 16)
+
+
+def test_factors_of_one_and_no_turn_change_no_pixel():
+    pixels = np.arange(192, dtype=np.uint8).reshape(8, 8, 3)
+    np.testing.assert_array_equal(augment.jittered(pixels, 1.0, 1.0, 1.0, 0.0), pixels)
+
+
+def test_no_factor_at_all_is_black_or_grey():
+    pixels = images_of(1, channels=3)[0].astype(np.uint8)
+    grey = pixels @ [0.2989, 0.587, 0.114]
+    assert not augment.jittered(pixels, 0.0, 1.0, 1.0, 0.0).any()
+    np.testing.assert_allclose(augment.jittered(pixels, 1.0, 0.0, 1.0, 0.0) - grey.mean(), 0.0, atol=0.6)
+    np.testing.assert_allclose(augment.jittered(pixels, 1.0, 1.0, 0.0, 0.0) - grey[..., np.newaxis], 0.0, atol=0.6)
 
 
 def test_colour_jitter_draws_uniformly_and_each_of_the_four_by_itself():
@@ -352,7 +373,7 @@ def test_greyscale_images_have_brightness_and_contrast_and_no_colour():
         factors = drawn_factors(seed, brightness=0.3, contrast=0.5)
         brighter = np.clip(image * factors["brightness"], 0, 255)
         expected = np.clip(factors["contrast"] * brighter + (1 - factors["contrast"]) * brighter.mean(), 0, 255)
-        np.testing.assert_allclose(result, expected, atol=1e-2)
+        np.testing.assert_allclose(result.astype(np.float64), expected, atol=0.5 + 1 / 16)
     Augmentation(brightness=0.3, contrast=0.5).check((8, 8, 1))
     for field in ("saturation", "hue"):
         with pytest.raises(ConfigError, match=r"need images of 3 channels, red, green and blue. Received: .* for images of 1 channels$"):

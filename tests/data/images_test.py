@@ -276,6 +276,8 @@ def test_a_crop_of_its_own_size_is_the_pixels_themselves(save):
     pixels = images.decode(path, path)
     received = images.decode_crop(path, path, lambda height, width: (2, 3, 5, 5), 5)
     np.testing.assert_array_equal(received, pixels[2:7, 3:8])
+    mirrored = images.decode_crop(path, path, lambda height, width: (2, 3, 5, 5), 5, is_mirrored=True)
+    np.testing.assert_array_equal(mirrored, received[:, ::-1])
 
 
 @pytest.mark.parametrize("channels", [1, 3])

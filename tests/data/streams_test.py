@@ -1,5 +1,6 @@
 """Streamed splits: the batches of the same images in memory, bit for bit, and what becomes of images that cannot be read."""
 
+import dataclasses
 import zlib
 
 import numpy as np
@@ -8,7 +9,7 @@ import tensorflow as tf
 
 from sivdnas_tf.config import DataConfig
 from sivdnas_tf.data import folders, images, streams
-from sivdnas_tf.data.augment import Augmentation, crop_box, crop_box_draws
+from sivdnas_tf.data.augment import Augmentation, crop_box, crop_box_draws, random_flip
 from sivdnas_tf.data.datasets import batches, evaluation_batches, load_datasets, named_errors, spread_images, steps_per_epoch
 from sivdnas_tf.data.streamed_datasets import load_streams
 from sivdnas_tf.data.streams import CorruptImages, IndexedSplit
@@ -154,18 +155,25 @@ def test_skipped_images_are_not_decoded(open_source, source, monkeypatch):
     assert len(decoded) == len(set(decoded)) == 8
 
 
-def test_a_random_crop_is_cut_from_the_file_s_own_pixels(open_source):
+@pytest.mark.parametrize("flip", [False, True])
+def test_a_random_crop_is_cut_from_the_file_s_own_pixels(open_source, flip):
     datasets, config = open_source("files", random_resized_crop=True)
-    options = options_of(datasets, epoch=4, augmentation=Augmentation(resized_crop=True), drop_remainder=False)
+    augmentation = Augmentation(resized_crop=True, flip=flip, brightness=0.4)
+    options = options_of(datasets, epoch=4, augmentation=augmentation, drop_remainder=False)
     received = [image for batch, _ in batches_of(datasets.train, 8, **options) for image in batch]
     train, _ = folders.find_files(config, silent)
     order = np.random.default_rng((0, zlib.crc32(b"train"), 4)).permutation(len(datasets.train))
     epoch_seed = np.random.SeedSequence((0, 4)).generate_state(1).astype(np.int32)[0]
+    mirrored = 0
     for index, image in zip(datasets.train.ids[order], received, strict=True):
-        draws = crop_box_draws(tf.constant([epoch_seed, index], tf.int32)).numpy()
+        seed = tf.constant([epoch_seed, index], tf.int32)
+        draws = crop_box_draws(seed).numpy()
         path = train.paths[index]
         pixels = images.decode_crop(path, path, lambda height, width, draws=draws: crop_box(draws, height, width), 6)
-        np.testing.assert_allclose(image, (pixels / 255 - datasets.mean) / datasets.std, atol=1e-5)
+        rest = dataclasses.replace(augmentation, resized_crop=False)
+        np.testing.assert_array_equal(image, rest(pixels[np.newaxis], seed[tf.newaxis], datasets.mean, datasets.std)[0])
+        mirrored += np.array_equal(random_flip(pixels[np.newaxis], seed[tf.newaxis])[0], pixels[:, ::-1])
+    assert 0 < mirrored < len(received)
 
 
 def test_a_central_crop_is_what_predict_cuts(open_source):
