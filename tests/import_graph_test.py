@@ -34,6 +34,7 @@ LAYERS = {
         "data.folders",
         "data.images",
         "training.averaging",
+        "data.record_files",
         "data.records",
         "data.splits",
         "data.streamed_datasets",

@@ -240,7 +240,8 @@ def test_tfds_file_that_is_missing_or_damaged(tmp_path):
     (record,) = tmp_path.glob("tiny/1.0.0/*.tfrecord*")
     content = record.read_bytes()
     record.write_bytes(content[:1000] + b"\0\0\0\0" + content[1004:])
-    with pytest.raises(DataError, match=r"^split 'train' of dataset 'tiny' cannot be read. Received: \S"):
+    named = r"^more corrupt images than data.max_corrupt=0 allows: 'record \d+ of tiny-train\S+' cannot be read. .* Received: its checksum"
+    with pytest.raises(DataError, match=named):
         load_datasets(config, seed=0)
     record.unlink()
     with pytest.raises(DataError, match=r"^split 'train' of dataset 'tiny' cannot be read. Received: .*tiny-train.tfrecord"):
