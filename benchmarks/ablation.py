@@ -61,6 +61,7 @@ class Run:
       config: file of the configuration.
       fields: configuration field -> value.
       trains: whether the derived cell is trained and evaluated.
+      best_of: whether rule best_of derives a cell too, after the method's own rule.
     """
 
     question: int
@@ -69,6 +70,7 @@ class Run:
     config: str = _BENCHMARK
     fields: dict = dataclasses.field(default_factory=dict)
     trains: bool = False
+    best_of: bool = False
 
     @property
     def key(self):
@@ -82,7 +84,10 @@ class Run:
         overrides += [f"--config.{field}={value}" for field, value in values.items()]
         located = [f"--workdir={workdir}"]
         yield ["search", *overrides, *located]
-        yield ["derive", *located]
+        # Overwritten, where the second rule derives again: what was interrupted between them then goes on.
+        yield ["derive", *located, *(["--overwrite"] if self.best_of else [])]
+        if self.best_of:
+            yield ["derive", *located, "--overwrite", "--rule=best_of"]
         if self.trains:
             yield ["train", *overrides, *located]
             yield ["evaluate", *located]
@@ -90,7 +95,9 @@ class Run:
 
 def runs():
     """All runs, in the order in which they are made."""
-    of_methods = [Run(1, method, seed, fields={"search.method": method}) for seed in range(3) for method in _METHODS]
+    of_methods = [
+        Run(1, method, seed, fields={"search.method": method}, best_of=method == "si_vdnas") for seed in range(3) for method in _METHODS
+    ]
     of_methods += [Run(1, "si_vdnas as in the paper", seed, fields=_PAPER) for seed in range(3)]
     longer = {"search.epochs": 30, "search.prior_gap_decay": 0.983}
     long = [
@@ -123,6 +130,10 @@ def runs():
         for seed in range(2)
         for method in _METHODS
     ]
+    small += [
+        Run(2, "si_vdnas, best_of", seed, "configs/cifar10_small.py", {**_SMALL, "derive.rule": "best_of"}, trains=True)
+        for seed in range(2)
+    ]
     random = [Run(2, "random", seed, "configs/cifar10_small.py", {**_SMALL, "search.method": "random"}, trains=True) for seed in range(5)]
     return [*of_methods, *long, *factors, *small, *random]
 
@@ -142,18 +153,38 @@ def read_lines():
 
 def execute(run, workdir, data_dir):
     """Runs the commands, each from where it was interrupted; returns the run's line."""
-    path = pathlib.Path(workdir) / re.sub(r"[^\w.]+", "_", run.key)
+    path, derived = pathlib.Path(workdir) / re.sub(r"[^\w.]+", "_", run.key), {}
     for command in run.commands(path, data_dir):
         result = subprocess.run(
             [sys.executable, "-m", "sivdnas_tf", *command], env=os.environ | _ONE_THREAD, capture_output=True, text=True, check=False
         )
         if result.returncode:
             raise RuntimeError(f"{run.key}: {command[0]} ended with {result.returncode}: {result.stderr.strip()[-500:]}")
-    return _line(run, RunDir(path, create=False))
+        if command[0] == "derive":
+            key = "best_of" if "--rule=best_of" in command else "own"
+            derived[key] = read_json(path / "derive.json"), RunDir(path, create=False).read_genotype()
+    return _line(run, RunDir(path, create=False), *derived["own"]) | _best_of(*derived.get("best_of", (None, None)))
 
 
-def _line(run, run_dir):
-    records, derivation, genotype = run_dir.read_metrics("search"), read_json(run_dir.file("derive.json")), run_dir.read_genotype()
+def _best_of(derivation, genotype):
+    """What a line says of rule best_of, beside the method's own rule."""
+    if derivation is None:
+        return {}
+    scores = [entry["score"] for entry in derivation["candidates"]]
+    return {
+        "best_of": {
+            "architecture_string": genotype.architecture_string,
+            "macs": derivation["cost"]["macs"],
+            "score": max(score for score in scores if score is not None),
+            "mode_score": scores[0],
+            "drawn": len(scores) - 1,
+            "over_budget": scores.count(None),
+        }
+    }
+
+
+def _line(run, run_dir, derivation, genotype):
+    records = run_dir.read_metrics("search")
     named = [" ".join(["python -m sivdnas_tf", *command]) for command in run.commands("DIR", "DATA")]
     line = {
         "key": run.key,

@@ -89,7 +89,19 @@ def table_factors(lines):
     return _table(("setting", *_HEADER), rows)
 
 
-TABLES = {"methods": table_methods, "trained": table_trained, "long": table_long, "factors": table_factors}
+def table_best_of(lines):
+    """Rule best_of beside the method's own: a row a search."""
+    rows = []
+    for line in _of(lines, 1):
+        if "best_of" in line:
+            found = line["best_of"]
+            own = "" if found["mode_score"] is None else f"{found['mode_score']:.4f}"
+            cell = f"`{found['architecture_string'].replace('|', chr(92) + '|')}`"
+            rows.append((line["seed"], cell, f"{found['macs'] / 1e6:.1f}", f"{found['score']:.4f}", own, found["over_budget"]))
+    return _table(("seed", "cell of best_of", "macs, M", "its score", "score of mode", "candidates over the budget"), rows)
+
+
+TABLES = {"methods": table_methods, "trained": table_trained, "best_of": table_best_of, "long": table_long, "factors": table_factors}
 
 
 def plots(lines):

@@ -41,6 +41,7 @@ def test_every_run_is_a_valid_configuration_of_its_own(ablation, monkeypatch):
         config = Config.from_dict(values.config.to_dict())
         assert config.seed == config.derive.seed == run.seed and config.data.data_dir == "data"
         seen.setdefault(json.dumps(config.to_dict(), sort_keys=True), run.key)
+        assert not run.best_of or config.search.method == "si_vdnas"
     assert len(seen) == len(runs), "two runs are the same search"
 
 
@@ -58,6 +59,9 @@ def test_lines_are_of_runs_that_there_are(ablation):
     known = {run.key: run for run in ablation.runs()}
     for key, line in ablation.read_lines().items():
         assert line["commands"] == [" ".join(["python -m sivdnas_tf", *command]) for command in known[key].commands("DIR", "DATA")]
+        if "best_of" in line:  # never over the budget, and at least as good on its own score
+            found = line["best_of"]
+            assert found["macs"] <= 200e6 and (found["mode_score"] is None or found["score"] >= found["mode_score"])
         if line["architecture_string"]:
             kept = [edge.operation for edge in Genotype.from_architecture_string(line["architecture_string"]).normal.edges]
             assert line["operations"] == {"normal": [name for name in kept if name != "none"]}
