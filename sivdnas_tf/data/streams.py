@@ -9,6 +9,7 @@ in an evaluation it is left out. Either way it is counted, and the first that is
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import threading
 
@@ -23,6 +24,9 @@ from sivdnas_tf.errors import ConfigError, DataError
 
 _SHARDS_AT_ONCE = 16
 _SHUFFLE_BYTES = 2**28  # of encoded records among which the next one is drawn
+# Images that are decoded, or chunks that are augmented, at the same time. A number, not AUTOTUNE: that starts with little, and now and then
+# stays with what keeps one core of two busy.
+_PARALLEL = os.cpu_count()
 _AUGMENTED = 8  # images at a time, which a processor's cache holds: whole batches take half as long again
 _CHUNK = 64  # images that are decoded at a time where no batch is asked for
 
@@ -152,8 +156,8 @@ class StreamedSplit:
             size = batch_size if drop_remainder else None  # which a strategy that shares the batch among replicas must know
             return tf.ensure_shape(images, [size, *self._cut.shape]), tf.ensure_shape(labels, [size])
 
-        loaded = self._elements(seeds["order"], *window).map(load, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        augmented = loaded.batch(_AUGMENTED).map(augment, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        loaded = self._elements(seeds["order"], *window).map(load, num_parallel_calls=_PARALLEL, deterministic=True)
+        augmented = loaded.batch(_AUGMENTED).map(augment, num_parallel_calls=_PARALLEL, deterministic=True)
         return augmented.rebatch(batch_size, drop_remainder=drop_remainder).map(finish).prefetch(tf.data.AUTOTUNE)
 
     def evaluation_batches(self, batch_size, *, mean, std):
