@@ -209,3 +209,10 @@ def test_the_budget_is_the_papers_mobile_setting():
     budget = BudgetConfig()
     assert (budget.network, budget.channels, budget.cells, budget.resolution, budget.macs) == ("imagenet", 48, 14, 224, 600e6)
     assert config_module.DeriveConfig().rule == "budget"
+
+
+def test_a_second_optimizer_of_the_architecture_needs_no_loss_scaling():
+    search = {"dropout_rate_learning_rate": 0.1}
+    assert Config.from_dict({"search": {**search, "precision": "mixed_bfloat16"}}).search.dropout_rate_learning_rate == 0.1
+    text = refusal({"search": {**search, "precision": "mixed_float16"}})
+    assert text.endswith("Expected 0, or another search.precision. Received: search.dropout_rate_learning_rate=0.1")

@@ -11,6 +11,7 @@ from sivdnas_tf.training.schedules import (
     EpochLearningRate,
     cosine_learning_rate,
     drop_path_rate,
+    kl_scale,
     learning_rate,
     linear_learning_rate,
     prior_gap,
@@ -140,3 +141,8 @@ def test_an_unknown_schedule_and_a_negative_warmup_are_refused():
         EpochLearningRate(0.1, 0.0, epochs=1, steps_per_epoch=1, schedule="liner")
     with pytest.raises(ConfigError, match=r"at least 0\. Received: warmup_epochs=-1"):
         learning_rate(0, 0.1, 0.0, 1, warmup_epochs=-1)
+
+
+def test_the_divergences_weight_grows_after_the_warmup_and_is_whole_without_a_ramp():
+    assert [kl_scale(epoch, 2, 4) for epoch in range(8)] == [0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert [kl_scale(epoch, 2, 0) for epoch in range(4)] == [1.0] * 4
