@@ -239,12 +239,8 @@ class ReLUConvBN(Chain):
         return {**super().get_config(), "normalization": self.normalization, **own}
 
 
-@keras.saving.register_keras_serializable(_PACKAGE)
-class ResidualReduction(keras.layers.Layer):
-    """NAS-Bench-201's block between stages: half the resolution, twice the width (`ResNetBasicblock` of D-X-Y/AutoDL-Projects).
-
-    The sum of two ReLU, 3x3 convolution, batch-norm (the first of stride 2), and of a 2x2 average pool with a 1x1 convolution. Batch-norm
-    is affine in a search too, as there.
+class _Halving(keras.layers.Layer):
+    """A layer from an even resolution to half of it.
 
     Args:
       channels: of the output.
@@ -255,10 +251,35 @@ class ResidualReduction(keras.layers.Layer):
         super().__init__(**kwargs)
         self.channels, self.normalization = channels, normalization
 
+    def _check_even(self, input_shape, name):
+        if any(size is not None and size % 2 for size in input_shape[1:3]):
+            raise ValueError(f"{name} halves even sizes. Received: input_shape={input_shape}")
+
+    def compute_output_shape(self, input_shape):
+        """Half the resolution, `channels` channels."""
+        halved = [None if size is None else size // 2 for size in input_shape[1:3]]
+        return (input_shape[0], *halved, self.channels)
+
+    def get_config(self):
+        """Arguments of the constructor."""
+        return {**super().get_config(), "channels": self.channels, "normalization": self.normalization}
+
+
+@keras.saving.register_keras_serializable(_PACKAGE)
+class ResidualReduction(_Halving):
+    """NAS-Bench-201's block between stages: half the resolution, twice the width (`ResNetBasicblock` of D-X-Y/AutoDL-Projects).
+
+    The sum of two ReLU, 3x3 convolution, batch-norm (the first of stride 2), and of a 2x2 average pool with a 1x1 convolution. Batch-norm
+    is affine in a search too, as there.
+
+    Args:
+      channels: of the output.
+      normalization: one of `NORMALIZATIONS`.
+    """
+
     def build(self, input_shape):
         """Makes the convolutions."""
-        if any(size is not None and size % 2 for size in input_shape[1:3]):
-            raise ValueError(f"a residual reduction halves even sizes. Received: input_shape={input_shape}")
+        self._check_even(input_shape, "residual reduction")
         options = {"normalization": self.normalization, "kernel": 3, "affine": True}
         self.first = ReLUConvBN(self.channels, stride=2, name="first", **options)
         self.second = ReLUConvBN(self.channels, name="second", **options)
@@ -272,15 +293,6 @@ class ResidualReduction(keras.layers.Layer):
     def call(self, inputs, training=None):
         """Maps `[batch, 2m, 2m, c]` to `[batch, m, m, channels]`."""
         return self.second(self.first(inputs, training=training), training=training) + self.shortcut(self.pool(inputs))
-
-    def compute_output_shape(self, input_shape):
-        """Half the resolution, `channels` channels."""
-        halved = [None if size is None else size // 2 for size in input_shape[1:3]]
-        return (input_shape[0], *halved, self.channels)
-
-    def get_config(self):
-        """Arguments of the constructor."""
-        return {**super().get_config(), "channels": self.channels, "normalization": self.normalization}
 
 
 class _ConvOperation(Chain):
@@ -403,7 +415,7 @@ class Pool(Chain):
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
-class FactorizedReduce(keras.layers.Layer):
+class FactorizedReduce(_Halving):
     """Halves an even resolution without losing pixels: ReLU, two 1x1 convolutions of stride 2, the second shifted by one pixel, batch-norm.
 
     Args:
@@ -411,14 +423,9 @@ class FactorizedReduce(keras.layers.Layer):
       normalization: one of `NORMALIZATIONS`.
     """
 
-    def __init__(self, channels, normalization="batch", **kwargs):
-        super().__init__(**kwargs)
-        self.channels, self.normalization = channels, normalization
-
     def build(self, input_shape):
         """Makes both convolutions and the batch-norm."""
-        if any(size is not None and size % 2 for size in input_shape[1:3]):
-            raise ValueError(f"factorized reduce halves even sizes. Received: input_shape={input_shape}")
+        self._check_even(input_shape, "factorized reduce")
         self.relu = keras.layers.ReLU(name="relu")
         self.shift = Subsample(offset=1, name="shift")
         self.even = Subsample(name="even")
@@ -447,15 +454,6 @@ class FactorizedReduce(keras.layers.Layer):
         if factor is not None:
             return self.norm(halves, factor=factor)
         return self.norm(halves, training=training) if isinstance(self.norm, keras.layers.BatchNormalization) else self.norm(halves)
-
-    def compute_output_shape(self, input_shape):
-        """Half the resolution, `channels` channels."""
-        halved = [None if size is None else size // 2 for size in input_shape[1:3]]
-        return (input_shape[0], *halved, self.channels)
-
-    def get_config(self):
-        """Arguments of the constructor."""
-        return {**super().get_config(), "channels": self.channels, "normalization": self.normalization}
 
 
 @keras.saving.register_keras_serializable(_PACKAGE)
