@@ -24,10 +24,11 @@ from sivdnas_tf.errors import ConfigError, DataError
 
 _SHARDS_AT_ONCE = 16
 _SHUFFLE_BYTES = 2**28  # of encoded records among which the next one is drawn
-# Images that are decoded, or chunks that are augmented, at the same time. A number, not AUTOTUNE: that starts with little, and now and then
-# stays with what keeps one core of two busy.
-_PARALLEL = os.cpu_count()
 _AUGMENTED = 8  # images at a time, which a processor's cache holds: whole batches take half as long again
+# At the same time. Numbers, not AUTOTUNE, which starts with little, and now and then stays with what keeps one core busy. As many images
+# are asked for as make two chunks: a map keeps no more results than it has calls, and the next chunk is decoded while one is augmented.
+_CHUNKS_AT_ONCE = os.cpu_count()
+_IMAGES_AT_ONCE = max(2 * _AUGMENTED, 2 * os.cpu_count())
 _CHUNK = 64  # images that are decoded at a time where no batch is asked for
 
 # Every epoch traces these functions anew: AutoGraph would read their sources again, which someone may have edited in the meantime.
@@ -156,8 +157,8 @@ class StreamedSplit:
             size = batch_size if drop_remainder else None  # which a strategy that shares the batch among replicas must know
             return tf.ensure_shape(images, [size, *self._cut.shape]), tf.ensure_shape(labels, [size])
 
-        loaded = self._elements(seeds["order"], *window).map(load, num_parallel_calls=_PARALLEL, deterministic=True)
-        augmented = loaded.batch(_AUGMENTED).map(augment, num_parallel_calls=_PARALLEL, deterministic=True)
+        loaded = self._elements(seeds["order"], *window).map(load, num_parallel_calls=_IMAGES_AT_ONCE, deterministic=True)
+        augmented = loaded.batch(_AUGMENTED).map(augment, num_parallel_calls=_CHUNKS_AT_ONCE, deterministic=True)
         return augmented.rebatch(batch_size, drop_remainder=drop_remainder).map(finish).prefetch(tf.data.AUTOTUNE)
 
     def evaluation_batches(self, batch_size, *, mean, std):
