@@ -1,19 +1,20 @@
-"""Eight trials of settings for scikit-learn's handwritten digits, within the quickstart's budget.
+"""Eight trials of settings for scikit-learn's handwritten digits, within the quickstart's budget, on a laptop's CPU.
 
 python -m sivdnas_tf tune --config=configs/tune_digits.py --workdir=runs/tune_digits
-
+python -m sivdnas_tf run --config=runs/tune_digits/tune/best_config.py --workdir=runs/tuned
 """
 
 from configs import quickstart
 
 
 def get_config():
-    """The quickstart, of which the search's pressure and the training's settings are drawn."""
+    """quickstart.py, of which the pressure and the mixing of the search, and the settings of the training, are drawn."""
     config = quickstart.get_config()
     config.tune.tuner = "bayesian"
-    config.tune.max_trials = 8
     config.tune.initial_points = 5
-    config.tune.validation_fraction = 0.2
+    config.tune.max_trials = 8
+    config.tune.objective = "short_accuracy"
+    config.tune.short_epochs = 6
     config.tune.space = (
         ("search.kl_weight", "log_float", 0.005, 0.5),
         ("search.mixing", "choice", "identity", "average"),

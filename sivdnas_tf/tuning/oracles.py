@@ -4,10 +4,13 @@ What is changed: files are written whole; a trial that was drawn but is not yet 
 running goes back to whoever ran it; random numbers depend on the seed and the trials, not on how often the process was started.
 """
 
+import functools
 import json
+import warnings
 
 import keras_tuner
 import numpy as np
+from sklearn.exceptions import ConvergenceWarning
 
 from sivdnas_tf.run_dir import write_bytes
 
@@ -68,16 +71,26 @@ class BayesianOracle(_Kept, keras_tuner.oracles.BayesianOptimizationOracle):
     def populate_space(self, trial_id):
         """As Keras Tuner's, from random numbers of the trial's own, which a process that was started again draws alike."""
         self._random_state = np.random.RandomState(self.seed + len(self.trials))
-        return super().populate_space(trial_id)
+        with warnings.catch_warnings():  # of a kernel's length at its bound, trial after trial
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return super().populate_space(trial_id)
 
 
 class GridOracle(_Kept, keras_tuner.oracles.GridSearchOracle):
     """Every combination, in order."""
 
     def reload(self):
-        """As any oracle's; combinations after a trial that ended just before a kill are not forgotten."""
+        """As any oracle's; the order of the trials, which Keras Tuner's file does not hold, is that of their values."""
         super().reload()
-        self._populate_next = list(dict.fromkeys([*self._populate_next, *self.end_order]))
+        compare = functools.cmp_to_key(lambda one, other: self._compare(self._values(one), self._values(other)))
+        before = None
+        for trial_id in sorted(self.trials, key=compare):
+            self._ordered_ids.insert(trial_id, before)
+            before = trial_id
+        self._populate_next = list(self.end_order)  # those whose next combination was drawn already are passed over
+
+    def _values(self, trial_id):
+        return self.trials[trial_id].hyperparameters.values
 
 
 def make_oracle(config, hyperparameters):

@@ -128,7 +128,8 @@ def _check_path(path):
     if path in TUNABLE:
         return
     section, _, name = path.partition(".")
-    if name in Config().to_dict().get(section, {}):
+    fields = Config().to_dict().get(section)
+    if fields is not None and (name in fields if isinstance(fields, dict) else not name):
         raise ConfigError(
             f"config.tune.space: {path} cannot be tuned. Expected a field of search, derive or train, budget.network, .channels or .cells, "
             f"or data.{', '.join(_SECTIONS['data'])}. Received: {path!r}"
