@@ -16,7 +16,7 @@ from sivdnas_tf.quiet import import_tensorflow, quiet
 from sivdnas_tf.random_search import write_random_search
 from sivdnas_tf.run_dir import read_json, write_json
 from sivdnas_tf.tuning import records
-from sivdnas_tf.tuning.cluster import tuner_role
+from sivdnas_tf.tuning.cluster import tuner_role, wait_for_chief
 from sivdnas_tf.tuning.settings import check_tune, tune_settings
 from sivdnas_tf.zoo import registry
 
@@ -246,6 +246,8 @@ def tune(config, run_dir, overwrite=False, say=print):
     role, space, converted = tuner_role(), check_tune(config), []
     genotype = registry.resolve(config.tune.genotype, converted.append) if config.tune.genotype else None
     settings = tune_settings(config, genotype)
+    if role == "worker":
+        wait_for_chief(run_dir, say)
     if not overwrite or role == "worker":  # what is there is the chief's to redo
         run_dir.check_consistent("tune", settings)
         if records.is_finished(run_dir, config.tune.max_trials):

@@ -282,14 +282,12 @@ class TuneConfig:
     """The trials of `tune`: what is drawn, how, and what they are measured by. No other command reads it.
 
     Attributes:
-      tuner: "random", "hyperband", "bayesian" or "grid" (Keras Tuner's RandomSearch, Hyperband, BayesianOptimization, GridSearch).
-      space: a row a hyperparameter: the path of its field, its kind and its values (`tuning.space`), such as
-        ("search.kl_weight", "log_float", 1e-3, 1.0). What is not in it stays as the configuration has it.
-      objective: accuracy on a validation split of its own, taken from the training images, of the network that a trial ends with:
-        "accuracy_within_budget" (a network over `budget` is a failed trial), "accuracy" (the same without a budget), or "short_accuracy"
-        (within the budget, after a training of `short_epochs` epochs).
-      max_trials: number of trials, failed ones included; with "hyperband" a further round of a trial counts as one. More can be added.
-      validation_fraction: share of the images of both halves that becomes the validation split; neither holdout nor test is touched.
+      tuner: "random", "hyperband", "bayesian" or "grid", of Keras Tuner.
+      space: a row a hyperparameter, such as ("search.kl_weight", "log_float", 1e-3, 1.0): see `tuning.space`.
+      objective: accuracy of the trial's network on a validation split taken from the training images: "accuracy_within_budget" (a network
+        over `budget` is a failed trial), "accuracy" (without a budget), or "short_accuracy" (within it, after `short_epochs` epochs).
+      max_trials: number of trials, failed ones and each of Hyperband's rounds included; more can be added to a finished run.
+      validation_fraction: share of the images of both halves that becomes the validation split; holdout and test stay as they are.
       short_epochs: epochs of the training with "short_accuracy".
       factor: of "hyperband": a round trains the best 1 / factor of the one before for factor times as many epochs.
       initial_points: trials that "bayesian" draws at random first; 0 for three a hyperparameter.

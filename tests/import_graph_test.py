@@ -66,7 +66,7 @@ LAYERS = {
         "report.page",
         "report.run_files",
         "report.sections",
-        *(f"tuning.{name}" for name in ("analysis", "cluster", "oracles", "records", "settings", "space", "trials", "tuner")),
+        *(f"tuning.{name}" for name in ("analysis", "cluster", "oracles", "records", "settings", "space", "trials", "tuner", "validation")),
     ),
     7: ("pricing", "commands", "__main__"),  # what __main__ runs shares its licence to import export
 }
@@ -84,7 +84,7 @@ CONFIGS = (
 )
 TOP = ("sivdnas_tf.pricing", "sivdnas_tf.commands", "sivdnas_tf.__main__")
 
-_WITH_TENSORFLOW = {"tuning.oracles", "tuning.trials", "tuning.tuner"}
+_WITH_TENSORFLOW = {"tuning.oracles", "tuning.trials", "tuning.tuner", "tuning.validation"}
 
 # Importing these must not import TensorFlow: a command can price, refuse or derive before it starts.
 TENSORFLOW_FREE = (

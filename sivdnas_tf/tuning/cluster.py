@@ -1,11 +1,13 @@
 """Whether this process draws trials, runs them, or both: Keras Tuner's chief and workers. Imports no TensorFlow."""
 
 import os
+import time
 
-from sivdnas_tf.errors import ConfigError
+from sivdnas_tf.errors import ConfigError, WorkerLostError
 
 _VARIABLES = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
 _ALONE = "tuner0"  # Keras Tuner's own name for the only process
+_PATIENCE_SECONDS = 3600.0  # what a worker of Keras Tuner waits for its chief's answer
 
 
 def tuner_role():
@@ -31,3 +33,18 @@ def tuner_role():
 def chief_address():
     """Address and port of the chief, for messages."""
     return ":".join(os.environ.get(name, "") for name in _VARIABLES[1:])
+
+
+def wait_for_chief(run_dir, say=print):
+    """Returns when the chief has put the run on record: a worker leaves the directory alone until then.
+
+    Raises:
+      WorkerLostError: where it has not within an hour.
+    """
+    record, begin = run_dir.file("stages/tune.json"), time.monotonic()
+    if not record.exists():
+        say(f"tune: waiting for the chief at {chief_address()} to begin in {run_dir.path}")
+    while not record.exists():
+        if time.monotonic() - begin > _PATIENCE_SECONDS:
+            raise WorkerLostError(f"tune: no chief has begun in {run_dir.path} within {_PATIENCE_SECONDS:.0f} seconds ({chief_address()})")
+        time.sleep(0.5)

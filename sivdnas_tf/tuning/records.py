@@ -21,6 +21,23 @@ STATUSES = ("completed", *_FAILURES)
 _DOT, _FRONT = "#0072b2", "#d55e00"
 
 
+def new_result(trial_id, values, epochs, directory):
+    """The result of a trial before its end.
+
+    Args:
+      trial_id: Keras Tuner's, a number as text.
+      values: dict of the hyperparameters' names to values.
+      epochs: of the training.
+      directory: where its stages write, below the run directory.
+
+    Returns:
+      dict: `status` (one of `STATUSES`), `reason` (of a failure), `continues` (trial of an earlier round, or None), `objective` (accuracy
+      on the validation split, a fraction of 1), `loss`, `macs` and `params` of the deployed network, `seconds`; None as long as unknown.
+    """
+    unknown = dict.fromkeys(("reason", "continues", "objective", "loss", "macs", "params", "seconds", "genotype_sha256"))
+    return {"trial": trial_id, "status": "completed", "values": values, "epochs": epochs, "directory": directory, **unknown}
+
+
 def _result_file(run_dir, trial_id):
     return run_dir.file(f"tune/results/{int(trial_id)}.json")
 

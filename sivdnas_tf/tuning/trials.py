@@ -8,7 +8,6 @@ import keras
 import tensorflow as tf
 
 from sivdnas_tf.config import DeriveConfig
-from sivdnas_tf.data.datasets import with_validation
 from sivdnas_tf.derive import derive
 from sivdnas_tf.errors import BudgetError, NonFiniteError
 from sivdnas_tf.profiling.costs import deployed_cost
@@ -17,6 +16,7 @@ from sivdnas_tf.training.evaluate import measure
 from sivdnas_tf.training.score import supernet_score
 from sivdnas_tf.training.search import run_search
 from sivdnas_tf.training.train import PAUSED_WEIGHTS, WEIGHTS, load_trained, run_train
+from sivdnas_tf.tuning.validation import with_validation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from keras_tuner.engine.base_tuner import BaseTuner
 from keras_tuner.errors import FailedTrialError
 from tensorboard.plugins.hparams import api as hparams
 
-from sivdnas_tf.errors import ConfigError, WorkerLostError
+from sivdnas_tf.errors import ConfigError, RunDirError, StorageError, WorkerLostError
 from sivdnas_tf.run_dir import RunDir, read_json
 from sivdnas_tf.tuning import records
 from sivdnas_tf.tuning.cluster import chief_address
@@ -111,25 +111,13 @@ class StagesTuner(BaseTuner):
           FailedTrialError: where it is over the budget, or its loss not finite; the result says so.
           UserError, Interrupted, StorageError: as `trials.run_trial`.
         """
-        hp, values = trial.hyperparameters, self.hypermodel.values(trial.hyperparameters)
+        hp = trial.hyperparameters
         config = self.hypermodel.build(hp)
-        first = hp.values.get("tuner/initial_epoch", 0)
-        epochs = hp.values.get("tuner/epochs", config.train.epochs)
-        directory = RunDir(self._run_dir.file(f"tune/trials/{int(self._root(trial))}"))
-        result = {
-            "trial": trial.trial_id,
-            "status": "completed",
-            "reason": None,
-            "continues": hp.values.get("tuner/trial_id") if first else None,
-            "values": values,
-            "objective": None,
-            "loss": None,
-            "macs": None,
-            "params": None,
-            "epochs": epochs,
-            "genotype_sha256": None,
-            "directory": str(directory.path.relative_to(self._run_dir.path)),
-        }
+        first, epochs = hp.values.get("tuner/initial_epoch", 0), hp.values.get("tuner/epochs", config.train.epochs)
+        name = f"tune/trials/{int(self._root(trial))}"
+        directory = RunDir(self._run_dir.file(name))
+        result = records.new_result(trial.trial_id, self.hypermodel.values(hp), epochs, name)
+        result["continues"] = hp.values["tuner/trial_id"] if first else None
         with _log(directory) as log:
             try:
                 result |= self.hypermodel.fit(hp, config, self._input, directory, epochs, log)
@@ -163,16 +151,20 @@ def _log(directory):
 
 
 def _write_events(directory, result):
-    """A trial for TensorBoard's HParams: its values, objective and multiply-adds."""
+    """A trial for TensorBoard's HParams: its values, objective and multiply-adds; raises `StorageError` on a full disk."""
     for stale in directory.glob("events*"):  # of the same trial, before a kill
         stale.unlink()
-    writer = tf.summary.create_file_writer(str(directory))
-    with writer.as_default():
-        hparams.hparams(result["values"], trial_id=result["trial"])
-        for name in ("objective", "macs", "seconds"):
-            if result[name] is not None:
-                tf.summary.scalar(name, result[name], step=result["epochs"])
-    writer.close()
+    try:
+        writer = tf.summary.create_file_writer(str(directory))
+        with writer.as_default():
+            hparams.hparams(result["values"], trial_id=result["trial"])
+            for name in ("objective", "macs", "seconds"):
+                if result[name] is not None:
+                    tf.summary.scalar(name, result[name], step=result["epochs"])
+        writer.close()
+    except tf.errors.OpError as error:
+        reason = error.message.splitlines()[0]
+        raise StorageError(f"tune: writing in {directory} failed: {reason}. Make room there; the same command continues") from error
 
 
 def run_tune(config, space, run_dir, role, trial_input, say=print):
@@ -214,7 +206,8 @@ def run_tune(config, space, run_dir, role, trial_input, say=print):
 
 def _check_state(run_dir):
     """Raises `RunDirError` where a file of the oracle was damaged: Keras Tuner would end in a traceback."""
-    for path in run_dir.file("tune/oracle").rglob("*.json"):
+    oracle = run_dir.file("tune/oracle")
+    for path in [*oracle.glob("oracle.json"), *oracle.glob("trial_*/trial.json")]:  # no temporary file that a kill left
         read_json(path)
 
 
@@ -226,7 +219,7 @@ def _reporter(run_dir, role, say):
             records.write_trials(run_dir)
             if role == "chief":
                 say(records.row(records.read_result(run_dir, trial.trial_id)))
-        except OSError as error:  # a chief that raised here would keep the oracle locked; the file is written again after the next trial
-            say(f"tune: {run_dir.file('tune/trials.jsonl')} could not be written: {error.strerror}")
+        except (OSError, RunDirError) as error:  # a chief that raised here would keep the oracle locked; the end writes the file again
+            say(f"tune: {run_dir.file('tune/trials.jsonl')} could not be written: {error}")
 
     return report

@@ -4,8 +4,10 @@ import json
 import pytest
 
 from sivdnas_tf.config import Config, replace
-from sivdnas_tf.errors import ConfigError
-from sivdnas_tf.tuning.cluster import tuner_role
+from sivdnas_tf.errors import ConfigError, WorkerLostError
+from sivdnas_tf.run_dir import RunDir
+from sivdnas_tf.tuning import cluster
+from sivdnas_tf.tuning.cluster import tuner_role, wait_for_chief
 from sivdnas_tf.tuning.settings import best_config, check_tune, config_source, trial_config, tune_settings
 
 SPACE = (("search.kl_weight", "log_float", 1e-3, 1.0), ("train.channels,budget.channels", "int", 8, 24, 4))
@@ -106,3 +108,20 @@ def test_keras_tuners_variables_say_who_draws_and_who_runs(monkeypatch, values, 
         return
     with pytest.raises(ConfigError, match=r"must all be set, or none of them.*Received: KERASTUNER_TUNER_ID="):
         tuner_role()
+
+
+def test_a_worker_waits_until_its_chief_has_begun(monkeypatch, tmp_path):
+    run_dir, lines, slept = RunDir(tmp_path), [], []
+
+    def sleep(seconds):
+        slept.append(seconds)
+        if len(slept) == 3:
+            run_dir.begin("tune", {})
+
+    monkeypatch.setattr(cluster.time, "sleep", sleep)
+    wait_for_chief(run_dir, lines.append)
+    wait_for_chief(run_dir, lines.append)
+    assert len(slept) == 3 and len(lines) == 1 and "waiting for the chief" in lines[0]
+    monkeypatch.setattr(cluster, "_PATIENCE_SECONDS", -1.0)
+    with pytest.raises(WorkerLostError, match="no chief has begun"):
+        wait_for_chief(RunDir(tmp_path / "other"), lines.append)

@@ -87,9 +87,10 @@ def test_a_trial_over_budget_and_one_that_becomes_nan_are_failed_trials(tuned):
 
 
 def test_a_trial_is_measured_on_images_that_nothing_else_of_it_reads(tuned, config):
-    from sivdnas_tf.data.datasets import load_datasets, with_validation
+    from sivdnas_tf.data.datasets import load_datasets
     from sivdnas_tf.training.evaluate import measure
     from sivdnas_tf.training.train import load_trained
+    from sivdnas_tf.tuning.validation import with_validation
 
     workdir, _ = tuned
     trial = trials_of(workdir)[0]
@@ -143,7 +144,8 @@ def test_chief_and_workers_need_all_of_keras_tuners_variables(config, refusal, w
 
 
 def test_the_validation_split_is_of_the_training_images_alone():
-    from sivdnas_tf.data.datasets import load_datasets, with_validation
+    from sivdnas_tf.data.datasets import load_datasets
+    from sivdnas_tf.tuning.validation import with_validation
 
     whole = load_datasets(Config().data, 0)
     kept, validation = with_validation(whole, 0.2, 0)

@@ -1,6 +1,7 @@
 """The tuner over trials that take no time: what is drawn, continued, failed and counted."""
 
 import json
+import socket
 
 import pytest
 
@@ -160,6 +161,26 @@ def test_a_damaged_state_is_refused_by_name(tune, tmp_path):
     (tmp_path / "damaged/tune/oracle/oracle.json").write_text("{")
     with pytest.raises(RunDirError, match=r"cannot read .*oracle\.json"):
         tune("damaged", config_of("random", 3), Trials())
+
+
+def test_what_a_kill_leaves_of_a_file_is_passed_over(tune, tmp_path):
+    expected = tune("whole", config_of("random", 3), Trials())
+    tune("left", config_of("random", 2), Trials())
+    for name in ("tune/oracle/.oracle-x.json", "tune/oracle/trial_0/.trial-x.json", "tune/results/.0-x.json"):
+        (tmp_path / "left" / name).write_text("{")
+    assert tune("left", config_of("random", 3), Trials()) == expected
+
+
+def test_a_chief_that_cannot_listen_says_so(monkeypatch, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        names = ("KERASTUNER_TUNER_ID", "KERASTUNER_ORACLE_IP", "KERASTUNER_ORACLE_PORT")
+        for name, value in zip(names, ("chief", "127.0.0.1", str(taken.getsockname()[1])), strict=True):
+            monkeypatch.setenv(name, value)
+        config = config_of("random", 2)
+        with pytest.raises(ConfigError, match=r"the chief cannot listen\. Expected a free port of this host\. Received: 127\.0\.0\.1:"):
+            tuner_module.run_tune(config, check_tune(config), RunDir(tmp_path), "chief", None, say=lambda line: None)
 
 
 def test_tensorboard_gets_values_and_objective_of_every_trial(tune, tmp_path):
