@@ -1,7 +1,9 @@
 """Eight trials of settings for scikit-learn's handwritten digits, within the quickstart's budget, on a laptop's CPU.
 
 python -m sivdnas_tf tune --config=configs/tune_digits.py --workdir=runs/tune_digits
-python -m sivdnas_tf run --config=runs/tune_digits/tune/best_config.py --workdir=runs/tuned
+
+runs/tune_digits/tune/best_config.py is then a configuration for `run`. A trial searches as the quickstart does and trains for half as many
+epochs: a minute or two of two quiet cores each, some ten minutes on two CPU cores in all. BUILD.md has a recorded run.
 """
 
 from configs import quickstart
