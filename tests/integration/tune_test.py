@@ -65,26 +65,34 @@ def run_to(root, arguments, kill_at=None):
 @pytest.mark.slow
 def test_a_tuning_that_is_killed_again_and_again_has_the_trials_of_one_that_is_not(tmp_path, request):
     root, whole, killed = request.config.rootpath, tmp_path / "whole", tmp_path / "killed"
-    search = {"channels": 2, "cells": 3, "epochs": 2, "warmup_epochs": 1, "batch_size": 128, "architecture_learning_rate": 0.3}
-    space = (("search.kl_weight", "log_float", 1e-3, 0.1), ("train.learning_rate", "log_float", 0.01, 0.1))
-    tune = {"space": space, "max_trials": 2}
-    sections = {**TINY, "budget": {**TINY["budget"], "macs": 160e3}}  # few operations are traced faster
-    config = write_config(tmp_path / "tune.py", **sections, search=search, tune=tune, checkpoint={"every_minutes": 1e-9})
+    (tmp_path / "small.json").write_text(SMALL.to_json(), encoding="utf-8")
+    tune = {"space": (("train.learning_rate", "log_float", 0.01, 0.1),), "max_trials": 2, "genotype": str(tmp_path / "small.json")}
+    config = write_config(tmp_path / "tune.py", **TINY, tune=tune, checkpoint={"every_minutes": 1e-9})
     run_to(root, ["tune", f"--config={config}", f"--workdir={whole}"])
     arguments = ["tune", f"--config={config}", f"--workdir={killed}"]
-    # Within the first search and the second training; a step has a checkpoint each.
-    for trial, stage in ((0, "search"), (1, "train")):
-        directory = killed / f"tune/trials/{trial}/{stage}"
+    for trial in (0, 1):  # a step has a checkpoint each
+        directory = killed / f"tune/trials/{trial}"
         run_to(root, arguments, lambda point, directory=directory: directory.exists() and point == "at update 7")
     run_to(root, arguments)
     assert trials_of(killed) == trials_of(whole) and len(trials_of(whole)) == 2
     logs = [(killed / f"tune/trials/{number}/log.txt").read_text() for number in (0, 1)]
-    resumed = [re.findall(r"(\w+): resuming at step (\d+),", log) for log in logs]
-    assert resumed == [[("search", "7")], [("train", "7")]]
-    # Its best configuration runs as it is.
-    process = start(root, ["-m", "sivdnas_tf", "run", f"--config={killed / 'tune/best_config.py'}", f"--workdir={tmp_path / 'best'}"])
-    output, errors = process.communicate()
-    assert process.returncode == 0, errors[-2000:]
+    assert [re.findall(r"(\w+): resuming at step (\d+),", log) for log in logs] == [[("train", "7")], [("train", "7")]]
+
+
+@pytest.mark.slow
+def test_the_best_configuration_of_trials_that_search_runs_as_it_is(tmp_path, request):
+    root, workdir = request.config.rootpath, tmp_path / "tuned"
+    search = {"channels": 2, "cells": 3, "epochs": 2, "warmup_epochs": 1, "batch_size": 128, "architecture_learning_rate": 0.3}
+    sections = {**TINY, "budget": {**TINY["budget"], "macs": 160e3}}  # few operations are traced faster
+    tune = {"space": (("search.kl_weight", "log_float", 1e-3, 0.1), ("derive.rule", "choice", "budget", "best_of")), "max_trials": 1}
+    config = write_config(tmp_path / "tune.py", **sections, search=search, tune=tune)
+    for command in (
+        ["tune", f"--config={config}", f"--workdir={workdir}"],
+        ["run", f"--config={workdir / 'tune/best_config.py'}", f"--workdir={tmp_path / 'best'}"],
+    ):
+        process = start(root, ["-m", "sivdnas_tf", *command])
+        output, errors = process.communicate()
+        assert process.returncode == 0, errors[-2000:]
     assert output.splitlines()[-1].startswith("evaluate: test split, 359 images: top-1 ")
 
 
