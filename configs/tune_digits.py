@@ -3,7 +3,8 @@
 python -m sivdnas_tf tune --config=configs/tune_digits.py --workdir=runs/tune_digits
 
 runs/tune_digits/tune/best_config.py is then a configuration for `run`. A trial searches as the quickstart does and trains for half as many
-epochs: a minute or two of two quiet cores each, some ten minutes on two CPU cores in all. BUILD.md has a recorded run.
+epochs. The eight took 50 minutes on two CPU cores that other work kept busy, and found accuracies from 0.8687 to 0.9884 on the validation
+images: BUILD.md, "Tuning the digits".
 """
 
 from configs import quickstart

@@ -79,23 +79,6 @@ def test_a_tuning_that_is_killed_again_and_again_has_the_trials_of_one_that_is_n
     assert [re.findall(r"(\w+): resuming at step (\d+),", log) for log in logs] == [[("train", "7")], [("train", "7")]]
 
 
-@pytest.mark.slow
-def test_the_best_configuration_of_trials_that_search_runs_as_it_is(tmp_path, request):
-    root, workdir = request.config.rootpath, tmp_path / "tuned"
-    search = {"channels": 2, "cells": 3, "epochs": 2, "warmup_epochs": 1, "batch_size": 128, "architecture_learning_rate": 0.3}
-    sections = {**TINY, "budget": {**TINY["budget"], "macs": 160e3}}  # few operations are traced faster
-    tune = {"space": (("search.kl_weight", "log_float", 1e-3, 0.1), ("derive.rule", "choice", "budget", "best_of")), "max_trials": 1}
-    config = write_config(tmp_path / "tune.py", **sections, search=search, tune=tune)
-    for command in (
-        ["tune", f"--config={config}", f"--workdir={workdir}"],
-        ["run", f"--config={workdir / 'tune/best_config.py'}", f"--workdir={tmp_path / 'best'}"],
-    ):
-        process = start(root, ["-m", "sivdnas_tf", *command])
-        output, errors = process.communicate()
-        assert process.returncode == 0, errors[-2000:]
-    assert output.splitlines()[-1].startswith("evaluate: test split, 359 images: top-1 ")
-
-
 def free_port():
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
