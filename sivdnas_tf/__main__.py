@@ -226,6 +226,11 @@ def _train(values):
         commands.train(_config(values), run_dir, values.genotype, values.overwrite)
 
 
+def _tune(values):
+    with new_run_dir(values.workdir) as run_dir:
+        commands.tune(_config(values), run_dir, values.overwrite)
+
+
 def _evaluate(values):
     commands.evaluate(RunDir(values.workdir, create=False), values.split, values.overwrite)
 
@@ -287,6 +292,7 @@ COMMANDS = {
         "make a genotype of a search's posterior", ("workdir", "rule", "seed", "budget_macs", "overwrite"), ("workdir",), _derive
     ),
     "train": Command("train a genotype", ("config", "workdir", "genotype", "overwrite"), ("config", "workdir"), _train),
+    "tune": Command("try settings in trials, keep the best", ("config", "workdir", "overwrite"), ("config", "workdir"), _tune),
     "evaluate": Command("measure the trained network", ("workdir", "split", "overwrite"), ("workdir",), _evaluate),
     "profile": Command(
         "price genotypes, or a Keras model",

@@ -15,6 +15,9 @@ from sivdnas_tf.profiling import costs
 from sivdnas_tf.quiet import import_tensorflow, quiet
 from sivdnas_tf.random_search import write_random_search
 from sivdnas_tf.run_dir import read_json, write_json
+from sivdnas_tf.tuning import records
+from sivdnas_tf.tuning.cluster import tuner_role, wait_for_chief
+from sivdnas_tf.tuning.settings import check_tune, tune_settings
 from sivdnas_tf.uncertainty import describe
 from sivdnas_tf.zoo import registry
 
@@ -257,6 +260,35 @@ def report(run_dir, say=print):
     from sivdnas_tf.report.page import write_report
 
     say(f"report: {write_report(run_dir)}")
+
+
+def tune(config, run_dir, overwrite=False, say=print):
+    """Runs trials of the configuration's hyperparameter space, and sums them up; a worker of Keras Tuner runs them for its chief."""
+    role, space, converted = tuner_role(), check_tune(config), []
+    genotype = registry.resolve(config.tune.genotype, converted.append) if config.tune.genotype else None
+    settings = tune_settings(config, genotype)
+    if role == "worker":
+        wait_for_chief(run_dir, say)
+    if not overwrite or role == "worker":  # what is there is the chief's to redo
+        run_dir.check_consistent("tune", settings)
+        if records.is_finished(run_dir, config.tune.max_trials):
+            say(f"tune: done already ({run_dir.file('tune/best_config.py')})")
+            return
+    registry.say_converted(converted)
+    import_tensorflow()
+    from sivdnas_tf.tuning.trials import make_trial_input
+    from sivdnas_tf.tuning.tuner import run_tune
+
+    # Images that cannot be used are refused before the settings are on record; a chief needs none.
+    trial_input = None if role == "chief" else make_trial_input(config, _datasets(config, say), genotype, _latency_measure)
+    if role != "worker":
+        run_dir.begin("tune", settings, overwrite)
+        write_json(run_dir.file("tune/config.json"), config.to_dict())
+    run_tune(config, space, run_dir, role, trial_input, say)
+    if role == "worker":
+        say("tune: no trial is left; the chief sums them up")
+    else:
+        records.finish(run_dir, config, space, say)
 
 
 def dry_run(config, say=print):

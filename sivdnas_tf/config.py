@@ -23,6 +23,9 @@ DERIVATION_RULES = ("budget", "mode", "sample", "redraw", "best_of", "darts")
 RANKINGS = ("method", "keep_probability", "contribution", "weight")
 # In which a latency can be measured: see export/latency.py.
 LATENCY_RUNTIMES = ("keras", "tflite_1", "tflite_all", "onnxruntime")
+TUNERS = ("random", "hyperband", "bayesian", "grid")
+# What a trial of `tune` is measured by: see `TuneConfig`.
+TUNE_OBJECTIVES = ("accuracy_within_budget", "accuracy", "short_accuracy")
 
 
 def _field(default, *, low=None, high=None, above=None, choices=None):
@@ -293,6 +296,34 @@ class ExportConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TuneConfig:
+    """The trials of `tune`: what is drawn, how, and what they are measured by. No other command reads it.
+
+    Attributes:
+      tuner: "random", "hyperband", "bayesian" or "grid", of Keras Tuner.
+      space: a row a hyperparameter, such as ("search.kl_weight", "log_float", 1e-3, 1.0): see `tuning.space`.
+      objective: accuracy of the trial's network on a validation split taken from the training images: "accuracy_within_budget" (a network
+        over `budget` is a failed trial), "accuracy" (without a budget), or "short_accuracy" (within it, after `short_epochs` epochs).
+      max_trials: number of trials, failed ones and each of Hyperband's rounds included; more can be added to a finished run.
+      validation_fraction: share of the images of both halves that becomes the validation split; holdout and test stay as they are.
+      short_epochs: epochs of the training with "short_accuracy".
+      factor: of "hyperband": a round trains the best 1 / factor of the one before for factor times as many epochs.
+      initial_points: trials that "bayesian" draws at random first; 0 for three a hyperparameter.
+      genotype: name in the zoo, or file, that every trial trains; "" searches one in every trial.
+    """
+
+    tuner: str = _field("random", choices=TUNERS)
+    space: tuple = _field(())
+    objective: str = _field("accuracy_within_budget", choices=TUNE_OBJECTIVES)
+    max_trials: int = _field(20, low=1)
+    validation_fraction: float = _field(0.2, above=0.0, high=0.9)
+    short_epochs: int = _field(5, low=1)
+    factor: int = _field(3, low=2)
+    initial_points: int = _field(0, low=0)
+    genotype: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
     """When the state of a search or a training is saved.
 
@@ -327,7 +358,7 @@ class Config:
     Attributes:
       seed: of splits, initial weights, augmentation, gates and noise.
       deterministic: whether TensorFlow must use deterministic operations (slower; the same bits every time).
-      data, search, derive, budget, train, export, checkpoint, distribution: one a concern.
+      data, search, derive, budget, train, export, tune, checkpoint, distribution: one a concern.
     """
 
     seed: int = _field(0, low=0, high=2**31 - 1)
@@ -338,6 +369,7 @@ class Config:
     budget: BudgetConfig = dataclasses.field(default_factory=BudgetConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     export: ExportConfig = dataclasses.field(default_factory=ExportConfig)
+    tune: TuneConfig = dataclasses.field(default_factory=TuneConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     distribution: DistributionConfig = dataclasses.field(default_factory=DistributionConfig)
 
@@ -396,6 +428,14 @@ class Config:
           ConfigError: for an unknown field, a wrong type, or a value out of range, naming the field.
         """
         return _build(cls, values, "config")
+
+
+def checked_field(path, value):
+    """`value` as the field `path` ("search.kl_weight") holds it; raises `ConfigError` for a value that it does not take."""
+    section, name = path.split(".")
+    (cls,) = (field.type for field in dataclasses.fields(Config) if field.name == section)
+    (field,) = (field for field in dataclasses.fields(cls) if field.name == name)
+    return _checked(value, field, path)
 
 
 def check_searchable(config):
@@ -483,7 +523,7 @@ def _checked(value, field, path):
 
 def _converted(value, expected, path):
     if expected is tuple and isinstance(value, (list, tuple)):
-        return tuple(value)
+        return tuple(tuple(item) if isinstance(item, list) else item for item in value)  # JSON has lists only
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     # The comparison is exact for an integer too large to become a float.
     if expected is float and is_number and abs(value) <= sys.float_info.max:

@@ -31,6 +31,7 @@ _DONE = {
     "train": "train/weights.weights.h5",
     "evaluate": "evaluation.json",
     "export": "export/manifest.json",
+    "tune": "tune/best_config.py",
 }
 _OWNED = {
     "search": ("search",),
@@ -38,6 +39,7 @@ _OWNED = {
     "train": ("train",),
     "evaluate": ("evaluation.json",),
     "export": ("export",),
+    "tune": ("tune",),
 }
 
 # What zipfile, zlib and NumPy's header parser raise on an archive with wrong bytes in it.
@@ -152,7 +154,7 @@ class RunDir:
         """Starts, continues or recognises a stage.
 
         Args:
-          stage: "search", "derive", "train", "evaluate" or "export".
+          stage: "search", "derive", "train", "evaluate", "export" or "tune".
           settings: nested dict of JSON types: everything that the stage's result depends on, its inputs' hashes included.
           overwrite: whether what the stage made before is removed first.
 

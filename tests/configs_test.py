@@ -12,6 +12,7 @@ from sivdnas_tf.zoo import registry
 
 _EXAMPLES = (
     "quickstart.py",
+    "tune_digits.py",
     "cifar10.py",
     "cifar10_convergence.py",
     "cifar10_small.py",

@@ -70,6 +70,7 @@ LAYERS = {
         "report.page",
         "report.run_files",
         "report.sections",
+        *(f"tuning.{name}" for name in ("analysis", "cluster", "oracles", "records", "settings", "space", "trials", "tuner", "validation")),
     ),
     7: ("pricing", "commands", "__main__"),  # what __main__ runs shares its licence to import export
 }
@@ -77,6 +78,7 @@ LAYER_OF = {f"sivdnas_tf.{name}": layer for layer, names in LAYERS.items() for n
 LAYER_OF |= {f"export.{name}": 6 for name in ("freeze", "latency", "pipeline", "runtimes", "saved_model", "to_onnx", "to_tflite", "verify")}
 CONFIGS = (
     "configs.quickstart",
+    "configs.tune_digits",
     "configs.cifar10",
     "configs.cifar10_convergence",
     "configs.cifar10_small",
@@ -87,9 +89,22 @@ CONFIGS = (
 )
 TOP = ("sivdnas_tf.pricing", "sivdnas_tf.commands", "sivdnas_tf.__main__")
 
+_WITH_TENSORFLOW = {"tuning.oracles", "tuning.trials", "tuning.tuner", "tuning.validation"}
+
 # Importing these must not import TensorFlow: a command can price, refuse or derive before it starts.
 TENSORFLOW_FREE = (
-    *(f"sivdnas_tf.{name}" for name in (*LAYERS[0], *LAYERS[6], *LAYERS[7], "data.description", "profiling.costs", *RULES, "zoo.registry")),
+    *(
+        f"sivdnas_tf.{name}"
+        for name in (
+            *LAYERS[0],
+            *(set(LAYERS[6]) - _WITH_TENSORFLOW),
+            *LAYERS[7],
+            "data.description",
+            "profiling.costs",
+            *RULES,
+            "zoo.registry",
+        )
+    ),
     *CONFIGS,
 )
 

@@ -74,6 +74,40 @@ def line_chart(series, *, title, x_label="epoch", shaded=None):
     return svg(_LEFT + _PLOT_WIDTH + 20 + legend_width, height, title, *parts, legend)
 
 
+def scatter_chart(series, labels, *, title, x_label):
+    """Points, the first series' with a label each, and lines: points of any x against y.
+
+    Args:
+      series: two `Series`, finite: the points, and those of them that a stepped line joins in the order of x (a Pareto front).
+      labels: one a point of the first.
+      title: shown above.
+      x_label: shown below.
+
+    Returns:
+      One `<svg>` element as text.
+    """
+    points, front = series
+    x_ticks, y_ticks = _ticks(points.x), _ticks(points.y)
+    x_scale = _scale(_padded(min(*x_ticks, *points.x), max(*x_ticks, *points.x)), _LEFT, _LEFT + _PLOT_WIDTH)
+    y_scale = _scale(_padded(min(*y_ticks, *points.y), max(*y_ticks, *points.y)), _TOP + _PLOT_HEIGHT, _TOP)
+    parts = [_title(title), *(_y_tick(y, y_scale(y), _step(y_ticks)) for y in y_ticks), *(_x_tick(x, x_scale(x)) for x in x_ticks)]
+    parts.append(text(_LEFT + _PLOT_WIDTH / 2, _TOP + _PLOT_HEIGHT + 30, x_label, text_anchor="middle", fill=_AXIS))
+    corners = [f"{x_scale(front.x[0]):.1f} {y_scale(front.y[0]):.1f}"]
+    corners += [f"H{x_scale(x):.1f}V{y_scale(y):.1f}" for x, y in zip(front.x[1:], front.y[1:], strict=True)]
+    parts.append(element("path", d="M" + "".join(corners), fill="none", stroke=front.colour, stroke_dasharray=front.dash or None))
+    on_front = set(zip(front.x, front.y, strict=True))
+    for x, y, label in zip(points.x, points.y, labels, strict=True):
+        colour = front.colour if (x, y) in on_front else points.colour
+        dot = element("circle", cx=x_scale(x), cy=y_scale(y), r=3.5, fill=colour)
+        parts.append(element("g", element("title", escape(f"{label}: {x:g}, {y:g}")), dot, class_="point"))
+        parts.append(text(x_scale(x) + 6, y_scale(y) - 7, label, font_size=10, fill=_INK))
+    legend_x, widest = _LEFT + _PLOT_WIDTH + 28, max(text_width(one.name) for one in series)
+    for index, one in enumerate(series):
+        y = _TOP + 6 + _LEGEND_ROW * index
+        parts.append(element("circle", cx=legend_x, cy=y, r=3.5, fill=one.colour) + text(legend_x + 12, y, one.name, fill=_INK))
+    return svg(legend_x + 20 + widest, _TOP + _PLOT_HEIGHT + _BOTTOM, title, *parts)
+
+
 def _title(title):
     return text(10, 14, title, font_size=13, font_weight="bold", fill=_INK)
 

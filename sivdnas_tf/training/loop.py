@@ -103,8 +103,12 @@ class Loop:
         self._last_save = time.monotonic()
         self._compiled, self._tracer = {}, AheadTracer()
 
-    def run(self):
+    def run(self, until=None):
         """Runs to the last epoch and returns the records of metrics.jsonl.
+
+        Args:
+          until: number of epochs after which it stops, with the state saved, as if it were to continue; None for all of them. What
+            depends on the number of epochs, a learning rate say, does not depend on it.
 
         Raises:
           NonFiniteError: where a metric of a step or of an epoch becomes NaN or infinite; the last good checkpoint stays.
@@ -113,20 +117,20 @@ class Loop:
           Interrupted: after SIGINT or SIGTERM, once the state is saved.
         """
         self._restore()
-        step = int(self._step.numpy())
+        step, end = int(self._step.numpy()), self.plan.epochs if until is None else until
         records = self._restore_from.read_metrics(self.plan.stage)[: step // self.plan.steps_per_epoch]
         with self._writing():
             writer = tf.summary.create_file_writer(str(self.run_dir.file(f"{self.plan.stage}/tensorboard")))
             writer.init()
         with self._tracer, _signals() as received, writer.as_default():
-            for epoch in range(step // self.plan.steps_per_epoch, self.plan.epochs):
+            for epoch in range(step // self.plan.steps_per_epoch, end):
                 with workers_together(self.plan.stage, self.strategy, self._where):
                     record = self._run_epoch(epoch, received)
                 records.append(record)
                 with self._writing():
                     writer.flush()
                     self.run_dir.write_metrics(self.plan.stage, records)
-                last = epoch + 1 == self.plan.epochs
+                last = epoch + 1 == end
                 if last or received or (epoch + 1) % self.config.every_epochs == 0:
                     self._save()
                 self._stop_if(received)

@@ -33,6 +33,7 @@ from sivdnas_tf.training.hypergradient import first_order
 from sivdnas_tf.training.loop import Loop, LoopPlan, model_state
 
 WEIGHTS = "train/weights.weights.h5"
+PAUSED_WEIGHTS = "train/paused.weights.h5"
 _BEST = "train/checkpoints/best.weights.h5"
 _METRICS = ("loss", "accuracy")
 _ADVICE = "a smaller train.learning_rate or a smaller train.gradient_clip_norm."
@@ -56,7 +57,7 @@ def train_settings(config, genotype):
     return {**config.stage_settings("train"), "genotype_sha256": genotype.sha256}
 
 
-def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print, measure_latency=None):
+def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print, measure_latency=None, until=None):
     """Trains the genotype's evaluation network, or continues, or says that it is done.
 
     All training images but the held-out ones are trained on; the held-out ones choose the epoch whose weights are kept
@@ -74,6 +75,8 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print, m
       measure_latency: function of a `Genotype` to the milliseconds that its deployed network takes an image
         (`export.latency.deployed_latency_ms`); needed where `config.budget.latency_ms` limits them. It is called before a training
         begins, by the chief, unless derive.json says that `derive` measured this genotype for the same budget.
+      until: number of epochs after which the training pauses, of the same schedule: train/paused.weights.h5 then holds what
+        train/weights.weights.h5 would, and a later call continues. None, or train.epochs, finishes it.
 
     Raises:
       BudgetError: where the deployed network of `config.budget` is over budget; nothing is trained or written then.
@@ -111,14 +114,14 @@ def run_train(config, genotype, datasets, run_dir, overwrite=False, say=print, m
     with own_run_dir(run_dir, strategy) as own:
         plan = _loop_plan(config, datasets, own, trainer, deployed, steps)
         with named_errors(datasets.train):
-            Loop(plan, own, strategy, config.checkpoint, say, restore_from=run_dir).run()
+            Loop(plan, own, strategy, config.checkpoint, say, restore_from=run_dir).run(until)
     if not chief:
         return
     if config.train.checkpoint_choice == "best":
         deployed.load_weights(run_dir.file(_BEST))
     else:
         trainer.copy_to(deployed)
-    _save_weights(deployed, run_dir.file(WEIGHTS))
+    _save_weights(deployed, run_dir.file(WEIGHTS if until in (None, config.train.epochs) else PAUSED_WEIGHTS))
 
 
 def _began_within(budget, run_dir):
@@ -137,7 +140,7 @@ def _check_latency(budget, genotype, run_dir, measure_latency):
     check_latency(measure_latency(genotype), budget)
 
 
-def load_trained(config, genotype, datasets, run_dir):
+def load_trained(config, genotype, datasets, run_dir, weights=WEIGHTS):
     """The trained network in its deployed form: a Keras model from normalised images to logits.
 
     Args:
@@ -145,17 +148,18 @@ def load_trained(config, genotype, datasets, run_dir):
       genotype: a `Genotype`.
       datasets: `Datasets` or their `DataDescription`, for the shape of the images and the number of classes.
       run_dir: the `RunDir`.
+      weights: `WEIGHTS`, or `PAUSED_WEIGHTS` of a training that paused.
 
     Raises:
-      RunDirError: where train/weights.weights.h5 is damaged, or of another network.
+      RunDirError: where the file of the weights is damaged, or of another network.
     """
     plan = trained_plan(config, genotype, datasets.image_shape, len(datasets.class_names))
     model = evaluation_network(genotype, plan)
     try:
-        model.load_weights(run_dir.file(WEIGHTS))
+        model.load_weights(run_dir.file(weights))
     except (OSError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
-        raise RunDirError(f"{run_dir.file(WEIGHTS)} must hold the weights of the run's network. Received: {reason}") from error
+        raise RunDirError(f"{run_dir.file(weights)} must hold the weights of the run's network. Received: {reason}") from error
     return model
 
 

@@ -43,9 +43,9 @@ def main():
     running = []
     run, manager, save_weights = loop.Loop.run, tf.train.CheckpointManager, train._save_weights
 
-    def remembered(self):
+    def remembered(self, *arguments):
         running.append(self)
-        return run(self)
+        return run(self, *arguments)
 
     def step_of(_):
         return int(running[-1]._step.numpy())

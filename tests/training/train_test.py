@@ -23,7 +23,7 @@ from sivdnas_tf.training import loop as loop_module
 from sivdnas_tf.training import train as train_module
 from sivdnas_tf.training.evaluate import measure, predict_logits
 from sivdnas_tf.training.loop import Loop, model_state
-from sivdnas_tf.training.train import Trainer, load_trained, run_train, train_settings, trained_plan
+from sivdnas_tf.training.train import PAUSED_WEIGHTS, Trainer, load_trained, run_train, train_settings, trained_plan
 
 STEPS = 10
 FIELDS = ["epoch", "step", "loss", "accuracy", "holdout_loss", "holdout_accuracy", "holdout_top5", "learning_rate", "drop_path_rate"]
@@ -241,6 +241,22 @@ def test_an_interrupted_training_continues_where_it_was(uninterrupted, config, d
         np.testing.assert_allclose(value, expected, rtol=0.05, atol=0.02)
 
 
+def test_a_training_that_pauses_and_goes_on_ends_as_one_that_does_not(uninterrupted, config, digits, tmp_path):
+    run_dir, lines = RunDir(tmp_path / "run"), []
+    run_train(config, SMALL, digits, run_dir, say=lines.append, until=1)
+    assert not run_dir.is_done("train") and len(run_dir.read_metrics("train")) == 1
+    first = load_trained(config, SMALL, digits, run_dir, PAUSED_WEIGHTS).get_weights()
+    run_train(config, SMALL, digits, run_dir, say=lines.append, until=1)  # nothing is left to do
+    assert_same(load_trained(config, SMALL, digits, run_dir, PAUSED_WEIGHTS).get_weights(), first)
+    run_train(config, SMALL, digits, run_dir, say=lines.append, until=3)
+    assert [line.split("  ")[0] for line in lines if line.startswith("train ")] == ["train 1/3", "train 2/3", "train 3/3"]
+    rates = [record["learning_rate"] for record in run_dir.read_metrics("train")]
+    assert rates == [record["learning_rate"] for record in uninterrupted.read_metrics("train")]
+    # As of an interrupted training.
+    for value, expected in zip(weights_of(config, digits, run_dir), weights_of(config, digits, uninterrupted), strict=True):
+        np.testing.assert_allclose(value, expected, rtol=0.05, atol=0.02)
+
+
 def test_weights_that_cannot_be_read_are_refused(uninterrupted, config, digits, tmp_path):
     shutil.copytree(uninterrupted.path, tmp_path / "run")
     run_dir = RunDir(tmp_path / "run")
@@ -376,7 +392,7 @@ def test_an_epoch_is_augmented_batches_of_all_training_images(config, digits, tm
         pass
 
     class Capturing(Loop):
-        def run(self):
+        def run(self, until=None):
             raise Captured(self.plan)
 
     monkeypatch.setattr(train_module, "Loop", Capturing)
