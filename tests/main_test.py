@@ -149,6 +149,7 @@ def test_the_list_of_commands(call):
         "search",
         "derive",
         "train",
+        "tune",
         "evaluate",
         "profile",
         "export",

@@ -129,10 +129,13 @@ class PreparedDataset:
         ]
         return tuple(pieces), np.array([piece.start for piece in pieces], np.int64)
 
-    def encoded(self, split, pieces=None, shards_at_once=1, seed=None):
-        """A `tf.data.Dataset` of `(content, label, position)`: the image as it is stored, the record's number in the split, int64.
+    def encoded(self, split):
+        """A `tf.data.Dataset` of `(content, label, position)`, see `parsed`, of all records of a split in the order of the files."""
+        records = self.records(split)
+        return records.map(functools.partial(self.parsed, split), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
-        Of a record with a `problem` the content is empty, and the label -1. A file costs a closer look from its first damage on.
+    def records(self, split, pieces=None, shards_at_once=1, seed=None):
+        """A `tf.data.Dataset` of `(position, record)`: the number in the split, int64, and the bytes, none where TensorFlow reads none.
 
         Args:
           split: a name.
@@ -145,7 +148,6 @@ class PreparedDataset:
             pieces = [pieces[index] for index in np.random.default_rng(seed).permutation(len(pieces))]
         # Apart: TensorFlow 2.21 ends with a segmentation fault where the function of an interleave unstacks a tensor.
         numbers = [np.array([getattr(piece, name) for piece in pieces], np.int64) for name in ("first", "count", "start")]
-        features = {self._image: tf.io.FixedLenFeature([], tf.string, ""), self._label: tf.io.FixedLenFeature([], tf.int64, -1)}
 
         def records_of(path, first, count, start):
             # A file that cannot be opened would be tried for ever: what `ignore_errors` passes over is one record, or the rest of a file.
@@ -156,16 +158,20 @@ class PreparedDataset:
             positions = tf.data.Dataset.range(start + first, start + first + count)
             return tf.data.Dataset.zip(positions, read.concatenate(unread))
 
-        def parts(position, record):
-            recovered = tf.cond(
-                record == "", lambda: tf.numpy_function(self._recovered, [split, position], tf.string, stateful=False), lambda: record
-            )
-            example = tf.io.parse_single_example(tf.ensure_shape(recovered, []), features)
-            return example[self._image], tf.cast(example[self._label], tf.int32), position
-
         files = tf.data.Dataset.from_tensor_slices(([piece.path for piece in pieces], *numbers))
-        records = files.interleave(records_of, cycle_length=shards_at_once, block_length=1)
-        return records.map(parts, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        return files.interleave(records_of, cycle_length=shards_at_once, block_length=1)
+
+    def parsed(self, split, position, record):
+        """`(content, label, position)` of an element of `records`: the image as it is stored, int32, int64.
+
+        Of a record with a `problem` the content is empty, and the label -1. A file costs a closer look from its first damage on.
+        """
+        recovered = tf.cond(
+            tf.equal(record, ""), lambda: tf.numpy_function(self._recovered, [split, position], tf.string, stateful=False), lambda: record
+        )
+        features = {self._image: tf.io.FixedLenFeature([], tf.string, ""), self._label: tf.io.FixedLenFeature([], tf.int64, -1)}
+        example = tf.io.parse_single_example(tf.ensure_shape(recovered, []), features)
+        return example[self._image], tf.cast(example[self._label], tf.int32), position
 
     def place(self, split, position):
         """`record INDEX of FILE`, of a record's number in a split."""

@@ -141,7 +141,8 @@ class StreamedSplit:
         rest = dataclasses.replace(augmentation, resized_crop=False, crop_padding=0, flip=False) if cropped else augmentation
 
         @_as_written
-        def load(key, label):
+        def load(*element):
+            key, label = self._opened(*element)
             image_seed = tf.stack([seed, self._image_id(*key)])
             draws = augmentation.draws(image_seed)
             pixels, good = self._crop(key, draws.pop("crop"), augmentation.is_mirrored(draws)) if cropped else self._whole(key)
@@ -206,12 +207,17 @@ class StreamedSplit:
                 f"Received: {self._corrupt.limit}"
             )
 
+    def _opened(self, key, label):
+        """`(key, label)` of an element: a tuple that `_find` and `_image_id` take, and an int32 scalar."""
+        return key, label
+
     def _readable(self, elements):
         """`(pixels, label)` of the elements that are not corrupt."""
         silence_pillow()
 
         @_as_written
-        def load(key, label):
+        def load(*element):
+            key, label = self._opened(*element)
             pixels, good = self._whole(key)
             return (pixels, label), good
 
@@ -330,26 +336,30 @@ class ShardedSplit(StreamedSplit):
 
     def _elements(self, order_seed, first, end):
         if order_seed is None:
-            records = self._source.encoded(self._split, self._part, _SHARDS_AT_ONCE)
+            records = self._source.records(self._split, self._part, _SHARDS_AT_ONCE)
         else:
             seed = int(np.random.SeedSequence(order_seed).generate_state(1)[0] >> 1)
             mean_bytes = max(1, self._source.bytes_of(self._split) // max(1, self._source.splits[self._split].num_examples))
             buffer = min(len(self), max(1, _SHUFFLE_BYTES // mean_bytes))
-            records = self._source.encoded(self._split, self._part, _SHARDS_AT_ONCE, seed)
+            records = self._source.records(self._split, self._part, _SHARDS_AT_ONCE, seed)
             records = records.shuffle(buffer, seed=seed, reshuffle_each_iteration=False)
-        elements = records.skip(first).take(end - first)
-        return elements.map(_as_written(lambda content, label, position: ((content, label, position), label)))
+        return records.skip(first).take(end - first)
+
+    def _opened(self, position, record):
+        # Parsed where it is decoded: a map of its own would take as long as the parsing.
+        content, label, position = self._source.parsed(self._split, position, record)
+        return (content, label, position), label
 
     def _at(self, positions):
 
         @_as_written
-        def is_chosen(position, element):
+        def is_chosen(number, element):
             del element
-            return tf.reduce_any(position == positions)
+            return tf.reduce_any(number == positions)
 
         @_as_written
-        def element_of(position, element):
-            del position
+        def element_of(number, element):
+            del number
             return element
 
         return self._elements(None, 0, len(self)).enumerate().filter(is_chosen).map(element_of).take(len(positions))

@@ -286,7 +286,7 @@ def test_what_is_held_out_of_files_comes_from_every_file(prepare, encoded_images
     source = PreparedDataset(prepare({"train": encoded_images(60)}))
     lengths = np.array(source.splits["train"].shard_lengths)
     parts = source.shard_parts("train", [np.array([2, 1, 3]), np.array([0, 1, 0])])
-    ids = [[source.place("train", position) for _, _, position in source.encoded("train", part).as_numpy_iterator()] for part in parts]
+    ids = [[source.place("train", position) for position, _ in source.records("train", part).as_numpy_iterator()] for part in parts]
     assert [len(part) for part in ids] == [6, 1, 53] and len({each for part in ids for each in part}) == 60
     firsts = [(file, index) for file, count in enumerate((2, 1, 3)) for index in range(count)]
     assert ids[0] == [f"record {index} of encoded-train.tfrecord-{file:05}-of-00003" for file, index in firsts]
