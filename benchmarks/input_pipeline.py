@@ -8,8 +8,8 @@ repetition, the cases in turn. The bare loops read a file, decode it (`tf.io.dec
 batch. The pipeline's cases (`data.streaming`) crop at random, flip and normalise, with and without colour jitter: files that are read
 every time, files that stay in memory encoded, and records that are read a shard after the other. The first repetition only warms up.
 
-A line a case: the median images a second, its ratio to the loop "bare" (with antialias, as the pipeline resizes), that of the fastest passes
-of both, and the median CPU time; the last two depend less on what else the machine does.
+A line a case: the median images a second, its ratio to the loop "bare" (with antialias, as the pipeline resizes), that of the fastest
+passes of both, and the median CPU time; the last two depend less on what else the machine does.
 """
 
 import argparse
