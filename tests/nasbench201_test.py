@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
+import types
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from sivdnas_tf.genotype import Cell, Edge, Genotype
 from sivdnas_tf.posterior import ALWAYS_KEPT, CellPosterior, Posterior
 from sivdnas_tf.profiling import costs
 from sivdnas_tf.random_search import uniform_posterior
+from sivdnas_tf.report.dropped import dropped
 from sivdnas_tf.search_space import get_search_space, plan_network, space_of_network
 from sivdnas_tf.zoo import registry
 
@@ -202,6 +204,15 @@ def test_every_edge_keeps_its_best_operation():
     reasons = collections.Counter(entry["reason"] for entry in found.details["cells"]["normal"]["dropped"])
     assert reasons == {"outranked": E * (P - 1)}
     assert found.genotype == derive(posterior(keep), seed=5, budget=WIDE).genotype  # by the method's own rule
+
+
+def test_the_report_shows_keep_probabilities_whatever_ranked():
+    keep = np.tile([0.9, 0.8, 0.7, 0.6], (E, 1))
+    found = derive(posterior(keep, 0.75), rule="mode", seed=0, budget=WIDE)
+    page = dropped(types.SimpleNamespace(derivation=found.details))
+    assert "skip_connect&nbsp;0.900" in page and "Outranked: an edge of this search space has one operation" in page
+    ranked = derive(posterior(keep, 0.75), rule="darts", seed=0, budget=WIDE)
+    assert "skip_connect&nbsp;0.675" in dropped(types.SimpleNamespace(derivation=ranked.details))
 
 
 def test_a_dropped_edge_becomes_none_and_a_node_gets_its_most_probable_edge_back():
