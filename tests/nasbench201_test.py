@@ -339,3 +339,9 @@ def test_a_posterior_of_one_cell_type_survives_its_file():
     assert after.mixing == "softmax" and after.reduction is None and after.cell_types == ("normal",)
     np.testing.assert_array_equal(after.normal.log_edge_dropout_rate, before.normal.log_edge_dropout_rate)
     assert ALWAYS_KEPT < 0
+
+
+def test_a_file_of_darts_that_names_no_mixing_is_of_softmax():
+    arrays = posterior(np.full((E, P), 0.7), method="darts_first", mixing="softmax").to_arrays()
+    del arrays["mixing"]
+    assert Posterior.from_arrays(arrays).mixing == "softmax"
