@@ -51,7 +51,8 @@ class Derivation:
         whether it was raised and a warning if so, the search's epoch, the budget, the deployed network's cost and that of `mode` (None
         where that does not fit the method), its latency where that is limited (None elsewhere): of which genotype, and every
         measurement; with "best_of", every candidate: where it is from, its score (None over the budget), macs, log-probability and
-        genotype; and for each cell type the keep probabilities, what rule "darts" ranked by, what was kept, restored and dropped, and why.
+        genotype; and for each cell type the keep probabilities, what ranked where something was, what was kept, restored and dropped, and
+        why.
     """
 
     genotype: Genotype
@@ -476,6 +477,6 @@ def _dropped(derived, space, closed):
         if not derived.kept[edge, primitive]:
             reason = closed
             if derived.operation_gate[edge, primitive]:
-                reason = "outranked" if derived.kept[edge].any() else "edge dropped"
+                reason = "outranked" if space.one_operation_an_edge and derived.kept[edge].any() else "edge dropped"
             entries.append({"edge": space.edge_names[edge], "operation": space.primitives[primitive], "reason": reason})
     return entries

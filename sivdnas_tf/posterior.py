@@ -129,7 +129,7 @@ class Posterior:
         method = str(arrays.get("method", _UNNAMED_METHOD))
         if method not in METHODS:
             raise RunDirError(f"posterior.npz: method must be one of {', '.join(METHODS)}. Received: {method!r}")
-        mixing = str(arrays.get("mixing", _UNNAMED_MIXING))
+        mixing = str(arrays.get("mixing", METHODS[method].mixing or _UNNAMED_MIXING))  # DARTS' named none before there were rankings by it
         if mixing not in MIXINGS:
             raise RunDirError(f"posterior.npz: mixing must be one of {', '.join(MIXINGS)}. Received: {mixing!r}")
         cells = {cell_type: CellPosterior(*(arrays[f"{cell_type}_{field}"] for field in _FIELDS)) for cell_type in space.cell_types}

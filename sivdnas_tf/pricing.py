@@ -180,8 +180,8 @@ def _built(genotype, network, size):
     import_tensorflow()
     from sivdnas_tf.models.evaluation_network import evaluation_network
 
-    with quiet():
-        return evaluation_network(genotype, plan_network(network, multipliers=genotype.multipliers, **size), name=genotype.name)
+    with quiet():  # without the genotype's name, which may be one that TensorFlow refuses: an architecture string
+        return evaluation_network(genotype, plan_network(network, multipliers=genotype.multipliers, **size))
 
 
 def _run_model(model, row, tf_profiler, latency, shapes=None):

@@ -480,3 +480,12 @@ def test_any_posterior_gives_a_valid_genotype_within_the_budget_or_a_budget_erro
         assert len(entries(cell)) == len(cell.edges)
         assert {(e.predecessor, e.node) for e in cell.edges} <= set(SPACE.edges)
         assert 4 <= found.details["cells"][cell_type]["n_edges"] <= E
+
+
+def test_what_else_was_open_on_a_restored_edge_fell_with_the_edge():
+    edges, operations = sure_edges()
+    edges[0], operations[0, 3] = 0.3, 0.9  # what feeds node 2
+    cell = run(make_posterior(edges, operations), "mode").details["cells"]["normal"]
+    assert cell["restored"] == [{"edge": "0->2", "operation": "skip_connect"}]
+    reasons = {(e["edge"], e["operation"]): e["reason"] for e in cell["dropped"]}
+    assert reasons["0->2", SPACE.primitives[3]] == "edge dropped"

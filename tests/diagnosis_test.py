@@ -240,3 +240,11 @@ def test_no_published_normal_cell_is_over_the_limits_but_one():
         skips, weightless = operations.count(SKIP) / len(operations), np.mean([each in WITHOUT_WEIGHTS for each in operations])
         over |= {name} if skips > SKIP_LIMIT or weightless > WEIGHTLESS_LIMIT else set()
     assert over == {"SNAS_aggressive"} and len(registry.names()) > 15
+
+
+@pytest.mark.parametrize(("low", "expected"), [(80.0, []), (101.0, ["101 macs are below 95% of draws, over the budget of 100"])])
+def test_one_operation_an_edge_is_over_the_budget_where_draws_are(low, expected):
+    """The gates' sum, of which derive leaves an edge one operation, is no measure there."""
+    records = changed(11, epochs=12, expected_operations=12.0, expected_macs=123.0, macs_low=low)
+    found = diagnose(records, get_search_space("nasbench201"), CONFIG.search, CONFIG.budget)
+    assert [finding.seen.partition(":")[0] for finding in found if finding.name == "over_budget"] == expected

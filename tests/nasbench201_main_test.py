@@ -88,3 +88,10 @@ def test_profile_reads_the_string(call):
     row = json.loads(out)
     assert code == 0 and (row["channels"], row["cells"], row["classes"], row["resolution"]) == (16, 15, 10, 32)
     assert row["within_budget"] and row["params"] == 559_386
+
+
+def test_the_profiler_reads_the_string_too(call):
+    string = "|nor_conv_3x3~0|+|none~0|nor_conv_1x1~1|+|skip_connect~0|none~1|avg_pool_3x3~2|"
+    size = ("--channels=2", "--cells=3", "--classes=3", "--resolution=8")
+    code, out, _ = call("profile", f"--genotype={string}", "--network=nasbench201", *size, "--tf_profiler")
+    assert code == 0 and "by the shapes of the network" in out and out.count(": equal") == 1

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
+import types
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from sivdnas_tf.genotype import Cell, Edge, Genotype
 from sivdnas_tf.posterior import ALWAYS_KEPT, CellPosterior, Posterior
 from sivdnas_tf.profiling import costs
 from sivdnas_tf.random_search import uniform_posterior
+from sivdnas_tf.report.dropped import dropped
 from sivdnas_tf.search_space import get_search_space, plan_network, space_of_network
 from sivdnas_tf.zoo import registry
 
@@ -204,6 +206,15 @@ def test_every_edge_keeps_its_best_operation():
     assert found.genotype == derive(posterior(keep), seed=5, budget=WIDE).genotype  # by the method's own rule
 
 
+def test_the_report_shows_keep_probabilities_whatever_ranked():
+    keep = np.tile([0.9, 0.8, 0.7, 0.6], (E, 1))
+    found = derive(posterior(keep, 0.75), rule="mode", seed=0, budget=WIDE)
+    page = dropped(types.SimpleNamespace(derivation=found.details))
+    assert "skip_connect&nbsp;0.900" in page and "Outranked: an edge of this search space has one operation" in page
+    ranked = derive(posterior(keep, 0.75), rule="darts", seed=0, budget=WIDE)
+    assert "skip_connect&nbsp;0.675" in dropped(types.SimpleNamespace(derivation=ranked.details))
+
+
 def test_a_dropped_edge_becomes_none_and_a_node_gets_its_most_probable_edge_back():
     keep, edges = np.full((E, P), 0.6), np.full(E, 0.9)
     keep[:, 2] = 0.7
@@ -328,3 +339,9 @@ def test_a_posterior_of_one_cell_type_survives_its_file():
     assert after.mixing == "softmax" and after.reduction is None and after.cell_types == ("normal",)
     np.testing.assert_array_equal(after.normal.log_edge_dropout_rate, before.normal.log_edge_dropout_rate)
     assert ALWAYS_KEPT < 0
+
+
+def test_a_file_of_darts_that_names_no_mixing_is_of_softmax():
+    arrays = posterior(np.full((E, P), 0.7), method="darts_first", mixing="softmax").to_arrays()
+    del arrays["mixing"]
+    assert Posterior.from_arrays(arrays).mixing == "softmax"

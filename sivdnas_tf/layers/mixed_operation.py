@@ -69,6 +69,7 @@ class MixedOperation:
     def __init__(self, primitives, channels, stride, normalize_skips=False):
         self.stride = stride
         self._skip = "skip" if normalize_skips else "image"
+        self._normalize = blocks.BatchStatisticsNormalization()  # here, where the dtype policy is the templates' too
         self.templates = [self._template(primitive, channels, stride) for primitive in primitives]
         # On the phases of an image a dilated convolution is what it is at stride 2: undilated, with the same weights.
         self._on_phases = {
@@ -114,7 +115,7 @@ class MixedOperation:
             if isinstance(template, blocks.Pool):
                 result[template.kind], image = _pooled(template, image, needed[index])
             elif isinstance(template, keras.layers.Identity) and self._skip == "skip":
-                result["skip"], image = _normalized(image, needed[index])
+                result["skip"], image = _normalized(self._normalize, image, needed[index])
         relu = tf.nn.relu(image)
         result |= {"image": image, "relu": relu}
         if self.stride == 2:
@@ -213,9 +214,8 @@ def _scaled(image, sample):
     return tf.tile(sample, [times])[:, None, None, None] * image
 
 
-def _normalized(image, needed):
-    """The image in batch-norm without affine parameters, or, where it is not needed, zeros; and `image`."""
-    layer = blocks.BatchStatisticsNormalization()
+def _normalized(layer, image, needed):
+    """The image in `layer`, or, where it is not needed, zeros; and `image`."""
     return tf.cond(needed, lambda: (layer(image), image), lambda: (tf.zeros_like(image), image))
 
 

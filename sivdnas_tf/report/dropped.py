@@ -10,11 +10,12 @@ _DERIVATION_FACTS = {"method": "method", "rule": "rule", "seed": "seed", "thresh
 _REASONS = (
     "Numbers are keep probabilities. Below threshold: the probability is. Gate 0: so it was drawn. Edge dropped: the operation "
     "would have been kept, but its edge was not. No operation left: the edge would have been kept, but none of its operations was. "
+    "Outranked: an edge of this search space has one operation, and it is another one. "
     "Restored: its node would have had no operation at all, and got back its most probable one."
 )
 _OUTRANKED = (
-    "Numbers of operations are what the rule ranks by. Outranked: another operation of the edge ranks higher, or two other edges of the "
-    "node do, each by its best operation. Edge dropped: the best operation of an edge that was outranked."
+    "Numbers of operations are what the rule ranks by. Outranked: another operation of the edge ranks higher, or, in the DARTS space, two "
+    "other edges of the node do, each by its best operation. Edge dropped: the best operation of an edge that was outranked."
 )
 
 
@@ -37,7 +38,8 @@ def dropped(run):
 
 def _dropped_table(cell_type, described, details):
     edges, primitives = ([str(name) for name in as_list(details.get(key))] for key in ("edges", "primitives"))
-    keep = _keep_probabilities(described, edges, primitives)
+    ranks = details.get("rule") == "darts" and "ranking" in described
+    keep = _keep_probabilities(described, "ranking" if ranks else "operation_keep_probability", edges, primitives)
     kept, restored, lost = (_by_edge(described.get(key)) for key in ("kept", "restored", "dropped"))
     rows = []
     for edge in edges:
@@ -67,11 +69,10 @@ def _dropped_counts(lost, restored):
     return " ".join(sentences) + (f" Restored: {', '.join(names)}." if names else "")
 
 
-def _keep_probabilities(described, edges, primitives):
-    """`(edge, operation)` -> keep probability, or what rule "darts" ranked by, and `(edge, None)` that of the edge itself."""
+def _keep_probabilities(described, field, edges, primitives):
+    """`(edge, operation)` -> `field`, keep probability or what rule "darts" ranked by, and `(edge, None)` -> that of the edge itself."""
     keep = dict(zip(((edge, None) for edge in edges), as_list(described.get("edge_keep_probability")), strict=False))
-    operations = described.get("ranking", described.get("operation_keep_probability"))
-    for edge, row in zip(edges, as_list(operations), strict=False):
+    for edge, row in zip(edges, as_list(described.get(field)), strict=False):
         keep.update(zip(((edge, primitive) for primitive in primitives), as_list(row), strict=False))
     return keep
 

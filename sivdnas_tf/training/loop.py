@@ -143,7 +143,7 @@ class Loop:
         checkpoints = self._checkpoints()
         for path in reversed(checkpoints):
             try:
-                self._checkpoint.restore(path).assert_existing_objects_matched()
+                self._read(path)
             except UNREADABLE as error:
                 reason = str(error).splitlines()[0][:200]
                 self.say(f"{self.plan.stage}: checkpoint {path} cannot be read ({reason}); trying an older one")
@@ -155,6 +155,16 @@ class Loop:
             return
         if checkpoints:
             self.say(f"{self.plan.stage}: no checkpoint can be read; starting again from the first step")
+
+    def _read(self, path):
+        """Restores a checkpoint; of metrics that it does not have, which were added at the end since it was written, the sums are 0."""
+        shape = tf.train.load_checkpoint(path).get_variable_to_shape_map().get("sums/.ATTRIBUTES/VARIABLE_VALUE", self._sums.shape)
+        if shape[0] >= self._sums.shape[0]:
+            self._checkpoint.restore(path).assert_existing_objects_matched()
+            return
+        fewer = tf.Variable(tf.zeros(shape, tf.float64), trainable=False)
+        tf.train.Checkpoint(step=self._step, sums=fewer, **self.plan.state).restore(path).assert_existing_objects_matched()
+        self._sums.assign(tf.concat([fewer[:-2], tf.zeros(self._sums.shape[0] - shape[0], tf.float64), fewer[-2:]], axis=0))
 
     def _where(self):
         return f" at step {int(self._step.numpy())}; the last good checkpoint stays, {self._last_good()}"

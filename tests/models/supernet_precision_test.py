@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 from tiny import BATCH, TINY, assert_same, values
 
+from sivdnas_tf.layers.mixed_operation import MixedOperation
 from sivdnas_tf.models.supernet import Supernet
 from sivdnas_tf.search_space import plan_network
 from sivdnas_tf.training.distribution import precision_scope, scaled_for
@@ -87,6 +88,16 @@ def test_a_step_in_mixed_precision_is_nearly_that_of_float32(precision, toleranc
     result = stepping.step()
     assert_close(result, plain, tolerance)
     assert any((new != old).any() for new, old in zip(result[1], plain[1], strict=True))  # another arithmetic it is
+
+
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_a_normalised_skip_has_the_precision_of_all_else(precision):
+    with precision_scope(precision):
+        mixed = MixedOperation(("skip_connect",), 4, 1, normalize_skips=True)
+    image = tf.cast(DATA[0][0], precision.removeprefix("mixed_")) * tf.ones([4], precision.removeprefix("mixed_"))
+    begun = mixed.beginnings(image, tf.constant([True]))  # traced outside the scope, as a step is
+    assert begun["skip"].dtype == image.dtype
+    assert float(tf.math.reduce_std(tf.cast(begun["skip"], tf.float32))) == pytest.approx(1.0, abs=0.02)
 
 
 def test_a_step_whose_gradients_overflow_is_skipped_and_the_next_one_is_not(half):

@@ -31,7 +31,9 @@ TIMES = ("seconds", "images_per_second")
 class Fake:
     """A problem without a network: one variable that every batch changes. Its first epoch is a warm-up that returns fewer metrics."""
 
-    def __init__(self, path, *, strategy=None, poison=None, on_step=None, epochs=EPOCHS, ballast=0, **checkpoint):
+    def __init__(
+        self, path, *, strategy=None, poison=None, on_step=None, epochs=EPOCHS, ballast=0, metrics=("loss", "accuracy"), **checkpoint
+    ):
         strategy = strategy or tf.distribute.get_strategy()
         with strategy.scope():
             self.variable = tf.Variable([1.0, -2.0, 3.0], aggregation=tf.VariableAggregation.MEAN)
@@ -43,7 +45,7 @@ class Fake:
             batch_size=BATCH,
             batches=self.batches,
             step=lambda epoch: (self.update,) if epoch == 0 else (self.look, self.update),
-            metric_names=("loss", "accuracy"),
+            metric_names=metrics,
             state={"variable": self.variable, "ballast": tf.Variable(tf.zeros([ballast]))},
             advice="a smaller learning rate.",
             summary=lambda record: f"loss {record['loss']:.3f}",
@@ -90,6 +92,17 @@ def kill_at(step, *numbers):
 
 def timeless(records):
     return [{name: value for name, value in record.items() if name not in TIMES} for record in records]
+
+
+def test_a_checkpoint_of_fewer_metrics_is_continued(tmp_path):
+    """Of a run that began before a metric was added."""
+    whole = timeless(Fake(tmp_path / "whole").run())
+    with pytest.raises(Interrupted):
+        Fake(tmp_path / "old", on_step=kill_at(6, signal.SIGTERM)).run()
+    new = Fake(tmp_path / "old", metrics=("loss", "accuracy", "later"))
+    records = timeless(new.run())
+    assert new.lines[0].startswith("search: resuming at step 7, epoch 2 of 3")
+    assert [{**record, "later": None} for record in whole] == [{"later": None, **record} for record in records]
 
 
 def truncate(data, share=0.5):
