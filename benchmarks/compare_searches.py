@@ -15,7 +15,7 @@ import numpy as np
 
 from sivdnas_tf.derive import MODE_THRESHOLD
 from sivdnas_tf.run_dir import RunDir
-from sivdnas_tf.search_space import CELL_TYPES, get_search_space
+from sivdnas_tf.search_space import get_search_space
 
 
 def describe(run_dir):
@@ -29,7 +29,7 @@ def describe(run_dir):
         "architecture_accuracy": [round(record["architecture_accuracy"], 3) for record in _three(moving)],
         "expected_operations": [round(record["expected_operations"], 1) for record in _three(moving)],
     }
-    for cell_type in CELL_TYPES:
+    for cell_type in posterior.cell_types:
         keep = posterior.cell(cell_type).operation_keep_probability
         primitives = get_search_space(posterior.search_space).primitives
         line[cell_type] = {
@@ -51,7 +51,7 @@ def main():
     run_dirs = [RunDir(path, create=False) for path in parser.parse_args().runs]
     for run_dir in run_dirs:
         print(json.dumps(describe(run_dir)))
-    for cell_type in CELL_TYPES:
+    for cell_type in run_dirs[0].read_posterior().cell_types:
         keeps = [run_dir.read_posterior().cell(cell_type).operation_keep_probability.ravel() for run_dir in run_dirs]
         kept = np.stack(keeps) >= MODE_THRESHOLD
         correlations = [round(float(np.corrcoef(*pair)[0, 1]), 2) for pair in itertools.combinations(keeps, 2)]

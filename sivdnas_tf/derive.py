@@ -96,8 +96,9 @@ class _DerivedCell:
 def derive(posterior, *, rule=None, seed, budget, name="searched", rank_by="method", measure_latency=None, samples=16, score=None):
     """Derives a genotype, deterministically for a given posterior, rule and seed, unless the budget limits a latency.
 
-    An edge without operations counts as dropped; a node without edges gets back its most probable edge with that edge's most
-    probable operation; ties break by index. Probabilities are those of the float32 parameters that posterior.npz holds.
+    An edge without operations counts as dropped; a node without edges gets back its most probable edge with that edge's most probable
+    operation (in a space of one operation an edge, with the one that the rule takes there); ties break by index. Probabilities are those of
+    the float32 parameters that posterior.npz holds.
 
     Args:
       posterior: `posterior.Posterior`.
@@ -399,7 +400,7 @@ def _derived_cells(ranked, gates, choose):
 
 
 def _with_guarantee(ranked, cell_type, edge_gate, operation_gate, choose):
-    """What the gates leave of one cell type, and for each node that they leave nothing, its most probable edge and operation."""
+    """What the gates leave of one cell type, and for each node that they leave nothing, its most probable edge with an operation."""
     cell, space = ranked.posterior.cell(cell_type), ranked.space
     kept, restored = edge_gate[:, None] & operation_gate, []
     if space.one_operation_an_edge:

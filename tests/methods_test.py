@@ -52,6 +52,7 @@ def test_one_switch_is_all_it_takes(name):
         ("darts_first", {"mixing": "sigmoid"}, "mixes by softmax. Expected search.mixing softmax or the default. Received: .*'sigmoid'"),
         ("darts_second", {"mixing": "average"}, "mixes by softmax"),
         ("darts_second", {"precision": "mixed_float16"}, "takes a finite difference, which needs search.precision float32"),
+        ("darts_first", {"noise_in": "architecture"}, "darts_first draws no noise. Expected search.noise_in both"),
         ("h_vdnas", {"hypergradient_order": 2, "precision": "mixed_bfloat16"}, "needs search.precision float32"),
         ("darts_first", {"noise_shape": "cell"}, "draws no noise. Expected search.noise_shape operation. Received: .*'cell'"),
         ("darts_first", {"cost_scale": 1.0}, "Expected search.cost_scale 0. Received: search.cost_scale=1.0"),

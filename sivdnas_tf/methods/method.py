@@ -9,7 +9,7 @@ _GATED = ("semi_implicit",)
 _NOISY = ("semi_implicit", "gaussian")
 
 # The values of fields of the search that are also their defaults: no contradiction to a method that has none of it, or only its own.
-_DEFAULT_MIXING, _DEFAULT_NOISE_SHAPE = "identity", "operation"
+_DEFAULT_MIXING, _DEFAULT_NOISE_SHAPE, _DEFAULT_NOISE_IN = "identity", "operation", "both"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +87,7 @@ class Method:
         self._check(mixes, search, "mixing", f"mixes by {self.mixing}", f"{self.mixing} or the default")
         noisy = any(kind in _NOISY for kind in kinds)
         self._check(noisy or search.noise_shape == _DEFAULT_NOISE_SHAPE, search, "noise_shape", "draws no noise", "operation")
+        self._check(noisy or search.noise_in == _DEFAULT_NOISE_IN, search, "noise_in", "draws no noise", "both")
         first = self.hypergradient_order == 1 and search.hypergradient_order == 2
         self._check(not first, search, "hypergradient_order", "is of first order", "1, or the method darts_second")
         free = search.cost_scale == 0 or "budget" in self.rules

@@ -60,7 +60,7 @@ def _derive_state(run):
 
 
 def cells(run):
-    """The drawings of both cells."""
+    """The drawings of the cells."""
     if run.genotype is None:
         return absent(run.missing("derive"))
     space = get_search_space(run.genotype.search_space)
@@ -74,7 +74,7 @@ def cells(run):
     explanation = (
         "Read from left to right. A box with a number is a node: it adds all operations that enter it. The grey tag before an operation "
         "says where its edge comes from; operations beside one tag lie on one edge. "
-        "The output c_{k} concatenates the nodes that enter it."
+        "The output c_{k} concatenates the nodes that enter it, or is the one that does."
     )
     string = run.genotype.architecture_string
     return element("p", escape(explanation), class_="note") + (element("code", escape(string)) if string else "") + "".join(drawings)
