@@ -340,7 +340,8 @@ def main(argv):
             print(_usage())
             return 0
         if name not in COMMANDS:
-            raise ConfigError(f"unknown command.{nearest(name, COMMANDS)} Expected one of {', '.join(COMMANDS)}. Received: {name!r}")
+            hint = nearest(name, COMMANDS) if name else ""
+            raise ConfigError(f"unknown command.{hint} Expected one of {', '.join(COMMANDS)}. Received: {name!r}")
         values, rest = _parse(name, COMMANDS[name], arguments)
         if values.help:
             print(_command_usage(name, COMMANDS[name]))

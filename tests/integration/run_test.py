@@ -80,7 +80,16 @@ def test_the_run_directory_has(finished, name):
 
 def test_the_run_directory_has_nothing_else_but_checkpoints_events_and_records(finished):
     workdir, _ = finished
-    known = (*FILES, "export/", "search/checkpoints/", "search/tensorboard/", "train/checkpoints/", "train/tensorboard/", "stages/")
+    known = (
+        *FILES,
+        "search/diagnosis.json",
+        "export/",
+        "search/checkpoints/",
+        "search/tensorboard/",
+        "train/checkpoints/",
+        "train/tensorboard/",
+        "stages/",
+    )
     assert [name for name in listing(workdir) if not name.startswith(known)] == []
     for stage in ("search", "train"):
         assert list((workdir / stage / "tensorboard").glob("events.out.tfevents.*"))

@@ -293,6 +293,7 @@ def test_every_batch_norm_is_of_the_kind_asked_for(synchronized, expected):
     kinds = {layer.name: layer.get_config()["normalization"] for layer in model.layers if "normalization" in layer.get_config()}
     pools = {name for name in kinds if "_pool_" in name}
     assert pools and {kinds[name] for name in pools} == {None}
+    assert kinds.pop("classifier") is None  # but in NAS-Bench-201's network
     assert {kinds[name] for name in kinds.keys() - pools} == {expected}
 
 

@@ -112,7 +112,7 @@ def searched_weights(supernet, genotype):
     """Name of a layer of the evaluation network to the values of its convolutions, for all layers that the genotype names."""
     values = {}
     for plan, cell in zip(PLAN.cells, supernet.cells, strict=True):
-        for number, layer in enumerate((cell.preprocess0, cell.preprocess1)):
+        for number, layer in enumerate(cell.preprocessing):
             values[f"cell{plan.index}_preprocess{number}"] = {tail(variable): variable for variable in layer.variables}
         genotype_cell, edge_weights = genotype.cell(plan.cell_type), cell.edge_weights()
         for node in genotype_cell.nodes:
