@@ -40,9 +40,11 @@ _PAPER = {"search.normalize_skips": False, "search.gate_gradient": "none"}
 _SMALL = {
     "data.resolution": 16,
     "search.resolution": 0,
-    "search.epochs": 12,
+    "search.epochs": 10,
     "search.warmup_epochs": 3,
-    "search.steps_per_epoch": 50,
+    "search.steps_per_epoch": 45,
+    "search.architecture_learning_rate": 0.025,
+    "search.kl_weight": 0.003,
     "train.channels": 8,
     "train.epochs": 4,
     "budget.channels": 8,
@@ -107,6 +109,9 @@ def runs():
         for seed in range(2)
         for method in ("si_vdnas", "darts_first")
     ]
+    long += [
+        Run(3, "si_vdnas, kl_until_budget, three times as long", seed, fields={**longer, "search.kl_until_budget": True}) for seed in range(2)
+    ]
     one_factor = {
         "kl_weight 0.01": {"search.kl_weight": 0.01},
         "kl_weight 0.1": {"search.kl_weight": 0.1},
@@ -123,6 +128,8 @@ def runs():
         "noise_shape cell": {"search.noise_shape": "cell"},
         "noise_in architecture": {"search.noise_in": "architecture"},
         "kl_centered": {"search.kl_centered": True},
+        "kl_until_budget": {"search.kl_until_budget": True},
+        "kl_until_budget, a budget of 120M": {"search.kl_until_budget": True, "budget.macs": 120e6},
         "warmup_epochs 5": {"search.warmup_epochs": 5},
         "w ten times slower": {"search.architecture_learning_rate": 1e-3, "search.dropout_rate_learning_rate": 1e-2},
     }
@@ -134,6 +141,10 @@ def runs():
     ]
     small += [
         Run(2, "si_vdnas, best_of", seed, "configs/cifar10_small.py", {**_SMALL, "derive.rule": "best_of"}, trains=True)
+        for seed in range(2)
+    ]
+    small += [
+        Run(2, "si_vdnas, kl_until_budget", seed, "configs/cifar10_small.py", {**_SMALL, "search.kl_until_budget": True}, trains=True)
         for seed in range(2)
     ]
     random = [Run(2, "random", seed, "configs/cifar10_small.py", {**_SMALL, "search.method": "random"}, trains=True) for seed in range(5)]

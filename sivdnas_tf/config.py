@@ -124,6 +124,8 @@ class SearchConfig:
       kl_ramp_epochs: the KL divergence's weight grows linearly to kl_weight over so many epochs after the warm-up; 0 has it from the start.
       kl_centered: whether the divergence's gradient to the log dropout rates is centred, over an edge's operations and over a node's edges:
         the prior then moves rates against each other, not all of them up. Not the paper's.
+      kl_until_budget: whether the divergence weighs nothing in the steps that begin with the expected multiply-adds of what the gates keep
+        within `budget.macs`: pruning then ends at the budget, however long the search goes on. Not the paper's.
       cost_scale: what the expected multiply-adds of the deployed network, as a share of `budget.macs`, are multiplied by in the
         architecture's loss: steers the search to the budget.
       prior_gap_decay: what (1 - lambda)^2 is multiplied by an epoch, after the warm-up.
@@ -162,6 +164,7 @@ class SearchConfig:
     kl_weight: float = _field(0.01, low=0.0)
     kl_ramp_epochs: int = _field(0, low=0)
     kl_centered: bool = False
+    kl_until_budget: bool = False
     cost_scale: float = _field(0.0, low=0.0)
     prior_gap_decay: float = _field(0.95, above=0.0, high=1.0)
     hypergradient_order: int = _field(1, low=1, high=2)
@@ -180,6 +183,11 @@ class SearchConfig:
     jit_compile: bool = False
     normalize_skips: bool = False
     recompute: bool = False
+
+    @property
+    def steered_by_budget(self):
+        """Whether the search depends on the budget."""
+        return self.cost_scale > 0 or self.kl_until_budget
 
 
 @dataclasses.dataclass(frozen=True)
@@ -417,7 +425,7 @@ class Config:
     def stage_settings(self, stage):
         """The fields that the result of stage "search" or "train" depends on: the run directory's record of it."""
         values = self.to_dict()
-        steered = stage == "search" and self.search.cost_scale > 0
+        steered = stage == "search" and self.search.steered_by_budget
         return {key: values[key] for key in ("seed", "deterministic", "data", stage, *(["budget"] if steered else []))}
 
     @classmethod

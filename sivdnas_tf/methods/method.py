@@ -90,8 +90,9 @@ class Method:
         self._check(noisy or search.noise_in == _DEFAULT_NOISE_IN, search, "noise_in", "draws no noise", "both")
         first = self.hypergradient_order == 1 and search.hypergradient_order == 2
         self._check(not first, search, "hypergradient_order", "is of first order", "1, or the method darts_second")
-        free = search.cost_scale == 0 or "budget" in self.rules
-        self._check(free, search, "cost_scale", "does not derive by keep probabilities, which it steers", "0")
+        for field, off in (("cost_scale", 0), ("kl_until_budget", False)):
+            free = getattr(search, field) == off or "budget" in self.rules
+            self._check(free, search, field, "does not derive by keep probabilities, which it steers", off)
 
     def _check(self, holds, search, field, reason, expected):
         if not holds:

@@ -304,6 +304,7 @@ class Supernet(keras.Model):
         dropout_rate_optimizer=None,
         kl_weight=0.01,
         kl_centered=False,
+        kl_until_budget=False,
         weight_decay=0.0,
         architecture_weight_decay=0.0,
         gradient_clip_norm=0.0,
@@ -321,14 +322,15 @@ class Supernet(keras.Model):
           dropout_rate_optimizer: Keras optimizer of log delta and log sigma; None leaves them to the architecture's.
           kl_weight: of the KL in the architecture's loss.
           kl_centered: see `SemiImplicitDropout.kl_divergence`.
+          kl_until_budget: whether the KL weighs nothing while the expected cost is at most 1 of `cost_terms`' unit.
           weight_decay: coupled, on the weights.
           architecture_weight_decay: coupled, on w and phi.
           gradient_clip_norm: largest global norm of the weights' gradient; 0 for no clipping.
           hypergradient_order: 1, or 2 for the architecture's gradient through one step of the weights (`hypergradient.second_order`); the
             weights' optimizer must then be a `keras.optimizers.SGD`.
           class_weights: float `[classes]` that an example's cross-entropy is multiplied by in both losses; None for 1.
-          cost_scale: of the expected cost in the architecture's loss; with 0, `cost_terms` is not read.
-          cost_terms: `(fixed, {cell type: float [E, P]})`, see `expected_cost`.
+          cost_scale: of the expected cost in the architecture's loss.
+          cost_terms: `(fixed, {cell type: float [E, P]})`, see `expected_cost`; None without `cost_scale` and `kl_until_budget`.
           run_eagerly: whether `fit` runs without tf.function, for debugging.
 
         Raises:
@@ -344,7 +346,7 @@ class Supernet(keras.Model):
         self.weight_optimizer, self.architecture_optimizer = weight_optimizer, architecture_optimizer
         # Keras builds a model's optimizer on all variables unless it is built already.
         weight_optimizer.build(self.weight_variables)
-        self.dropout_rate_optimizer, self.kl_centered = dropout_rate_optimizer, kl_centered
+        self.dropout_rate_optimizer, self.kl_centered, self.kl_until_budget = dropout_rate_optimizer, kl_centered, kl_until_budget
         if dropout_rate_optimizer is None:
             architecture_optimizer.build(self.architecture_variables)
         else:
@@ -386,12 +388,12 @@ class Supernet(keras.Model):
         def loss():
             own = self.differentiable(draw, step)
             logits, divergence = self(images, draw=own, compute_all=compute_all, gradients_to=gradients_to), self.kl_divergence(own)
-            expected_cost = self.expected_cost(*self._cost_terms) if self._cost_scale else 0.0
+            expected_cost = self.expected_cost(*self._cost_terms) if self._cost_terms else 0.0
             value = objective.architecture_loss(
                 labels,
                 logits,
                 divergence,
-                self.kl_weight * self.kl_scale,
+                self._kl_weight_at(expected_cost),
                 self._class_weights,
                 expected_cost=expected_cost,
                 cost_scale=self._cost_scale,
@@ -422,6 +424,11 @@ class Supernet(keras.Model):
             "kl": divergence,
             **self._gradient_norms(gradients),
         }
+
+    def _kl_weight_at(self, expected_cost):
+        """What the KL is multiplied by in this step: constant to the gradient."""
+        weight = self.kl_weight * self.kl_scale
+        return tf.where(expected_cost > 1.0, weight, 0.0) if self.kl_until_budget else weight
 
     def _update_architecture_by(self, gradients):
         """Gives the gradients to the optimizer, or each kind of variable's to its own; returns them averaged over the replicas."""

@@ -25,11 +25,12 @@ def check_tune(config):
         )
     space = parse_space(config)
     drawn = {path for hyperparameter in space for path in hyperparameter.paths}
-    if config.tune.objective == "accuracy" and (config.search.cost_scale or "search.cost_scale" in drawn):
-        raise ConfigError(
-            "tune.objective accuracy takes the budget away, which search.cost_scale steers to. Expected accuracy_within_budget, or "
-            f"search.cost_scale=0 and not in config.tune.space. Received: search.cost_scale={config.search.cost_scale}"
-        )
+    for field, off in (("cost_scale", 0), ("kl_until_budget", False)) if config.tune.objective == "accuracy" else ():
+        if getattr(config.search, field) != off or f"search.{field}" in drawn:
+            raise ConfigError(
+                f"tune.objective accuracy takes the budget away, which search.{field} steers to. Expected accuracy_within_budget, or "
+                f"search.{field}={off} and not in config.tune.space. Received: search.{field}={getattr(config.search, field)}"
+            )
     _without_values(config)
     return space
 

@@ -133,9 +133,12 @@ def test_a_centred_divergence_moves_rates_against_each_other_only(shape, groups)
         assert np.abs(expected).max() > 1e-3
 
 
+_COMPILED = ("dropout_rate_optimizer", "kl_centered", "kl_until_budget", "cost_terms")
+
+
 def searched(**options):
     keras.utils.set_random_seed(5)
-    compile_options = {key: options.pop(key) for key in ("dropout_rate_optimizer", "kl_centered") if key in options}
+    compile_options = {key: options.pop(key) for key in _COMPILED if key in options}
     plan = plan_network("cifar", channels=4, cells=3, classes=3, resolution=8, image_channels=1, multipliers=(2, 2))
     network = Supernet(TINY, plan, initial_log_dropout_rate=-1.0, **options)
     network.compile(keras.optimizers.SGD(0.1), keras.optimizers.Adam(0.01), kl_weight=0.05, **compile_options)
@@ -180,3 +183,20 @@ def test_the_divergences_weight_can_be_ramped():
     network.kl_scale.assign(0.0)
     logs = network.architecture_step(data)
     assert full - float(logs["architecture_loss"]) == pytest.approx(0.05 * float(logs["kl"]), rel=1e-3)
+
+
+def test_the_divergence_weighs_nothing_within_the_budget():
+    nothing = {cell_type: np.zeros((len(TINY.edges), len(TINY.primitives))) for cell_type in TINY.cell_types}
+    plain, data = searched()
+    full = float(plain.architecture_step(data)["architecture_loss"])
+    for cost, weighs in ((1.01, True), (1.0, False)):
+        network, _ = searched(kl_until_budget=True, cost_terms=(cost, nothing))
+        unpruned, _ = searched()
+        unpruned.kl_scale.assign(0.0)
+        logs = network.architecture_step(data)
+        unpruned.architecture_step(data)
+        assert full - float(logs["architecture_loss"]) == pytest.approx(0.0 if weighs else 0.05 * float(logs["kl"]), rel=1e-3, abs=1e-6)
+        for value, expected in zip(
+            values(network.architecture_variables), values((plain if weighs else unpruned).architecture_variables), strict=True
+        ):
+            np.testing.assert_allclose(value, expected, atol=1e-6)
