@@ -110,7 +110,8 @@ def runs():
         for method in ("si_vdnas", "darts_first")
     ]
     long += [
-        Run(3, "si_vdnas, kl_until_budget, three times as long", seed, fields={**longer, "search.kl_until_budget": True}) for seed in range(2)
+        Run(3, "si_vdnas, kl_until_budget, three times as long", seed, fields={**longer, "search.kl_until_budget": True})
+        for seed in range(2)
     ]
     one_factor = {
         "kl_weight 0.01": {"search.kl_weight": 0.01},
