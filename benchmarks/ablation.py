@@ -109,10 +109,8 @@ def runs():
         for seed in range(2)
         for method in ("si_vdnas", "darts_first")
     ]
-    long += [
-        Run(3, "si_vdnas, kl_until_budget, three times as long", seed, fields={**longer, "search.kl_until_budget": True})
-        for seed in range(2)
-    ]
+    until_budget = {"search.kl_until_budget": True}
+    long += [Run(3, "si_vdnas, kl_until_budget, three times as long", seed, fields={**longer, **until_budget}) for seed in range(2)]
     one_factor = {
         "kl_weight 0.01": {"search.kl_weight": 0.01},
         "kl_weight 0.1": {"search.kl_weight": 0.1},
@@ -129,8 +127,8 @@ def runs():
         "noise_shape cell": {"search.noise_shape": "cell"},
         "noise_in architecture": {"search.noise_in": "architecture"},
         "kl_centered": {"search.kl_centered": True},
-        "kl_until_budget": {"search.kl_until_budget": True},
-        "kl_until_budget, a budget of 120M": {"search.kl_until_budget": True, "budget.macs": 120e6},
+        "kl_until_budget": until_budget,
+        "kl_until_budget, a budget of 120M": {**until_budget, "budget.macs": 120e6},
         "warmup_epochs 5": {"search.warmup_epochs": 5},
         "w ten times slower": {"search.architecture_learning_rate": 1e-3, "search.dropout_rate_learning_rate": 1e-2},
     }
@@ -145,8 +143,7 @@ def runs():
         for seed in range(2)
     ]
     small += [
-        Run(2, "si_vdnas, kl_until_budget", seed, "configs/cifar10_small.py", {**_SMALL, "search.kl_until_budget": True}, trains=True)
-        for seed in range(2)
+        Run(2, "si_vdnas, kl_until_budget", seed, "configs/cifar10_small.py", {**_SMALL, **until_budget}, trains=True) for seed in range(2)
     ]
     random = [Run(2, "random", seed, "configs/cifar10_small.py", {**_SMALL, "search.method": "random"}, trains=True) for seed in range(5)]
     return [*of_methods, *long, *factors, *small, *random]
