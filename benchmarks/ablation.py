@@ -35,6 +35,7 @@ _DERIVED = ("rule", "threshold", "raised", "architecture_string")
 _METHODS = ("si_vdnas", "h_vdnas", "v_vdnas", "darts_first", "darts_second")
 _BENCHMARK = "configs/nasbench201_cifar10.py"
 _ALL_FIT = {"darts_first": {"budget.macs": 230e6}}
+_UNTIL_BUDGET = {"search.kl_until_budget": True}
 _PAPER = {"search.normalize_skips": False, "search.gate_gradient": "none"}
 # The DARTS space at a size at which a search takes minutes on one core, and a training too. The budget is that of some eight operations.
 _SMALL = {
@@ -102,6 +103,7 @@ def runs():
         Run(1, method, seed, fields={"search.method": method}, best_of=method == "si_vdnas") for seed in range(3) for method in _METHODS
     ]
     of_methods += [Run(1, "si_vdnas as in the paper", seed, fields=_PAPER) for seed in range(3)]
+    of_methods += [Run(1, "si_vdnas, kl_until_budget", seed, fields=_UNTIL_BUDGET) for seed in range(3)]
     # The annealing ends where that of the short search does; no cell is over this budget, which DARTS' rule cannot prune to.
     longer = {"search.epochs": 30, "search.prior_gap_decay": 0.983}
     long = [
@@ -109,8 +111,7 @@ def runs():
         for seed in range(2)
         for method in ("si_vdnas", "darts_first")
     ]
-    until_budget = {"search.kl_until_budget": True}
-    long += [Run(3, "si_vdnas, kl_until_budget, three times as long", seed, fields={**longer, **until_budget}) for seed in range(2)]
+    long += [Run(3, "si_vdnas, kl_until_budget, three times as long", seed, fields={**longer, **_UNTIL_BUDGET}) for seed in range(2)]
     one_factor = {
         "kl_weight 0.01": {"search.kl_weight": 0.01},
         "kl_weight 0.1": {"search.kl_weight": 0.1},
@@ -127,8 +128,7 @@ def runs():
         "noise_shape cell": {"search.noise_shape": "cell"},
         "noise_in architecture": {"search.noise_in": "architecture"},
         "kl_centered": {"search.kl_centered": True},
-        "kl_until_budget": until_budget,
-        "kl_until_budget, a budget of 120M": {**until_budget, "budget.macs": 120e6},
+        "kl_until_budget, a budget of 120M": {**_UNTIL_BUDGET, "budget.macs": 120e6},
         "warmup_epochs 5": {"search.warmup_epochs": 5},
         "w ten times slower": {"search.architecture_learning_rate": 1e-3, "search.dropout_rate_learning_rate": 1e-2},
     }
@@ -143,7 +143,7 @@ def runs():
         for seed in range(2)
     ]
     small += [
-        Run(2, "si_vdnas, kl_until_budget", seed, "configs/cifar10_small.py", {**_SMALL, **until_budget}, trains=True) for seed in range(2)
+        Run(2, "si_vdnas, kl_until_budget", seed, "configs/cifar10_small.py", {**_SMALL, **_UNTIL_BUDGET}, trains=True) for seed in range(2)
     ]
     random = [Run(2, "random", seed, "configs/cifar10_small.py", {**_SMALL, "search.method": "random"}, trains=True) for seed in range(5)]
     return [*of_methods, *long, *factors, *small, *random]

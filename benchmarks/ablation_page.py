@@ -15,7 +15,7 @@ from ablation import read_lines
 from sivdnas_tf.report.curves import Series, line_chart
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "ablation.md"
-_COLOURS = ("#0072b2", "#d55e00", "#00805d", "#a2447c", "#a07800", "#56606b")
+_COLOURS = ("#0072b2", "#d55e00", "#00805d", "#a2447c", "#a07800", "#56606b", "#1f1f1f")
 _CURVES = {
     "skip_share": "skip connections among the operations that would be derived",
     "expected_operations": "operations expected to be kept",
@@ -26,6 +26,10 @@ _CURVES = {
 def _last(line, name):
     """The value after the last epoch, None where there is none."""
     return next((value for value in reversed(line.get(name, [])) if value is not None), None)
+
+
+def _name(line):
+    return line["name"]
 
 
 def _number(value, digits=2):
@@ -77,15 +81,17 @@ def table_long(lines):
     """Question 3: each long search below its short one."""
     rows = []
     for line in sorted(_of(lines, 3), key=lambda line: (line["name"], line["seed"])):
-        short = lines.get(f"1/{line['name'].split(',')[0]}/{line['seed']}")
+        short = lines.get(f"1/{line['name'].removesuffix(', three times as long')}/{line['seed']}")
         rows += [(each["name"], each["seed"], each["steps"], *_row(each)) for each in (short, line) if each]
     return _table(("search", "seed", "steps", *_HEADER), rows)
 
 
 def table_factors(lines):
     """Question 4: the search of question 1 with seed 0, and what one changed setting makes of it."""
-    base = [line for key, line in lines.items() if key == "1/si_vdnas/0"]
-    rows = [(f"**{line['name']}**" if line in base else line["name"], *_row(line)) for line in (*base, *_of(lines, 4))]
+    base = [lines[key] for key in ("1/si_vdnas/0", "1/si_vdnas, kl_until_budget/0") if key in lines]
+    rows = [
+        (f"**{line['name']}**" if line in base[:1] else line["name"], *_row(line)) for line in (*base, *sorted(_of(lines, 4), key=_name))
+    ]
     return _table(("setting", *_HEADER), rows)
 
 
