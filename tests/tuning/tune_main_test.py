@@ -165,3 +165,14 @@ def test_the_validation_split_is_of_the_training_images_alone():
     again, other = with_validation(whole, 0.2, 0)[1], with_validation(whole, 0.2, 1)[1]
     np.testing.assert_array_equal(again.ids, validation.ids)
     assert not np.array_equal(other.ids, validation.ids)
+
+
+def test_a_trial_slower_than_the_latency_budget_is_a_failed_trial(config, call, tmp_path):
+    overrides = ("--config.budget.macs=1e9", "--config.tune.max_trials=1")
+    code, out, err = call(*arguments(config, tmp_path / "slow", *overrides, "--config.budget.latency_ms=1e-6"))
+    (slow,) = trials_of(tmp_path / "slow")
+    assert (code, slow["status"]) == (3, "over_budget") and err.count("\n") == 1
+    assert out.splitlines()[1].split()[1:3] == ["0", "failed"] and "takes longer than the budget allows" in slow["reason"]
+    code, _, err = call(*arguments(config, tmp_path / "quick", *overrides, "--config.budget.latency_ms=1e6"))
+    (quick,) = trials_of(tmp_path / "quick")
+    assert (code, err, quick["status"]) == (0, "", "completed")
