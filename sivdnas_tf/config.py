@@ -109,8 +109,8 @@ class SearchConfig:
       batch_size: images a step, all replicas together, of each half.
       method: "si_vdnas" (the paper's), its ablations "h_vdnas" and "v_vdnas" (Table 3), "darts_first", "darts_second", or "random", which
         trains nothing and reads of this section only `search_space` (methods/). A setting that contradicts the method is refused; what
-        weighs, schedules or estimates a part that it does not have (`kl_weight`, `prior_gap_decay`, dropout rates, `gate_gradient`) has no
-        effect.
+        weighs, schedules or estimates a part that it does not have (`kl_weight`, `kl_until_budget`, `prior_gap_decay`, dropout rates,
+        `gate_gradient`) has no effect.
       mixing: how w and phi become mixing weights: "identity", "average", "sigmoid" or "softmax", see `MixingWeights`. DARTS' are always
         "softmax".
       initial_log_dropout_rate: log delta and log sigma at the start.
@@ -187,7 +187,7 @@ class SearchConfig:
     @property
     def steered_by_budget(self):
         """Whether the search depends on the budget."""
-        return self.cost_scale > 0 or self.kl_until_budget
+        return self.cost_scale > 0 or METHODS[self.method].kl_until_budget_in(self)
 
 
 @dataclasses.dataclass(frozen=True)

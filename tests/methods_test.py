@@ -57,7 +57,6 @@ def test_one_switch_is_all_it_takes(name):
         ("darts_first", {"noise_shape": "cell"}, "draws no noise. Expected search.noise_shape operation. Received: .*'cell'"),
         ("darts_first", {"cost_scale": 1.0}, "Expected search.cost_scale 0. Received: search.cost_scale=1.0"),
         ("v_vdnas", {"cost_scale": 0.5}, "does not derive by keep probabilities, which it steers"),
-        ("v_vdnas", {"kl_until_budget": True}, "Expected search.kl_until_budget False. Received: search.kl_until_budget=True"),
     ],
 )
 def test_a_setting_that_contradicts_the_method_is_refused_in_one_line(method, settings, message):

@@ -62,6 +62,15 @@ class Method:
         """Whether the method's own rule holds keep probabilities against a threshold, so that a search decides how much is kept."""
         return self.rule == "budget"
 
+    @property
+    def has_rates(self):
+        """Whether a level has dropout rates: noise, keep probabilities and a KL divergence."""
+        return any(kind in _NOISY for kind in (self.operations, self.edges))
+
+    def kl_until_budget_in(self, search):
+        """Whether the divergence of a `config.SearchConfig`'s search by this method stops weighing at the budget."""
+        return search.kl_until_budget and self.has_rates
+
     def mixing_in(self, search):
         """The mixing of a `config.SearchConfig`'s search by this method."""
         return self.mixing or search.mixing
@@ -82,17 +91,14 @@ class Method:
         """
         if not self.trains_supernet:
             return
-        kinds = (self.operations, self.edges)
         mixes = not self.mixing or search.mixing in (self.mixing, _DEFAULT_MIXING)
         self._check(mixes, search, "mixing", f"mixes by {self.mixing}", f"{self.mixing} or the default")
-        noisy = any(kind in _NOISY for kind in kinds)
-        self._check(noisy or search.noise_shape == _DEFAULT_NOISE_SHAPE, search, "noise_shape", "draws no noise", "operation")
-        self._check(noisy or search.noise_in == _DEFAULT_NOISE_IN, search, "noise_in", "draws no noise", "both")
+        self._check(self.has_rates or search.noise_shape == _DEFAULT_NOISE_SHAPE, search, "noise_shape", "draws no noise", "operation")
+        self._check(self.has_rates or search.noise_in == _DEFAULT_NOISE_IN, search, "noise_in", "draws no noise", "both")
         first = self.hypergradient_order == 1 and search.hypergradient_order == 2
         self._check(not first, search, "hypergradient_order", "is of first order", "1, or the method darts_second")
-        for field, off in (("cost_scale", 0), ("kl_until_budget", False)):
-            free = getattr(search, field) == off or "budget" in self.rules
-            self._check(free, search, field, "does not derive by keep probabilities, which it steers", off)
+        free = search.cost_scale == 0 or "budget" in self.rules
+        self._check(free, search, "cost_scale", "does not derive by keep probabilities, which it steers", "0")
 
     def _check(self, holds, search, field, reason, expected):
         if not holds:

@@ -117,7 +117,7 @@ def build_supernet(config, image_shape, classes, steps, class_weights=None):
         hypergradient_order=method.hypergradient_order_in(search),
         class_weights=class_weights,
         cost_scale=search.cost_scale,
-        kl_until_budget=search.kl_until_budget,
+        kl_until_budget=method.kl_until_budget_in(search),
         cost_terms=_cost_terms(config, unit=config.budget.macs) if search.steered_by_budget else None,
     )
     return supernet

@@ -56,9 +56,9 @@ def test_options_reach_the_supernet():
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.trains_supernet])
 def test_what_a_method_has_no_use_for_has_no_effect(method):
-    network = build(method=method, **OPTIONS | {"noise_in": "both", "kl_until_budget": False})
+    network = build(method=method, **OPTIONS | {"noise_in": "both"})
     has_rates, has_gates = bool(network.dropout_rate_variables), method == "si_vdnas"
-    assert (network.dropout_rate_optimizer is not None) is has_rates
+    assert (network.dropout_rate_optimizer is not None) is has_rates is network.kl_until_budget
     assert network.gate_gradient == ("straight_through" if has_gates else "none")
 
 
