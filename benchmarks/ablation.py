@@ -35,6 +35,8 @@ _DERIVED = ("rule", "threshold", "raised", "architecture_string")
 _METHODS = ("si_vdnas", "h_vdnas", "v_vdnas", "darts_first", "darts_second")
 _BENCHMARK = "configs/nasbench201_cifar10.py"
 _ALL_FIT = {"darts_first": {"budget.macs": 230e6}}
+# The base that one setting is changed of: what the configuration owes to these runs is off in it.
+_BASE = {_BENCHMARK: {"search.kl_until_budget": False}}
 _UNTIL_BUDGET = {"search.kl_until_budget": True}
 _PAPER = {"search.normalize_skips": False, "search.gate_gradient": "none"}
 # The DARTS space at a size at which a search takes minutes on one core, and a training too. The budget is that of some eight operations.
@@ -84,7 +86,7 @@ class Run:
 
     def commands(self, workdir, data_dir):
         """The arguments of `python -m sivdnas_tf`, a list a command."""
-        values = {**self.fields, "seed": self.seed, "derive.seed": self.seed}
+        values = {**_BASE.get(self.config, {}), **self.fields, "seed": self.seed, "derive.seed": self.seed}
         overrides = [f"--config={self.config}", f"--config.data.data_dir={data_dir}"]
         overrides += [f"--config.{field}={value}" for field, value in values.items()]
         located = [f"--workdir={workdir}"]
