@@ -35,7 +35,7 @@ _DERIVED = ("rule", "threshold", "raised", "architecture_string")
 _METHODS = ("si_vdnas", "h_vdnas", "v_vdnas", "darts_first", "darts_second")
 _BENCHMARK = "configs/nasbench201_cifar10.py"
 _ALL_FIT = {"darts_first": {"budget.macs": 230e6}}
-# The base that one setting is changed of: what the configuration owes to these runs is off in it.
+# Settings that the configuration took over from these runs are off in the base that others are held against.
 _BASE = {_BENCHMARK: {"search.kl_until_budget": False}}
 _UNTIL_BUDGET = {"search.kl_until_budget": True}
 _PAPER = {"search.normalize_skips": False, "search.gate_gradient": "none"}

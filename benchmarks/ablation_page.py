@@ -90,7 +90,8 @@ def table_factors(lines):
     """Question 4: the search of question 1 with seed 0, and what one changed setting makes of it."""
     base = [lines[key] for key in ("1/si_vdnas/0", "1/si_vdnas, kl_until_budget/0") if key in lines]
     rows = [
-        (f"**{line['name']}**" if line in base[:1] else line["name"], *_row(line)) for line in (*base, *sorted(_of(lines, 4), key=_name))
+        (f"**{line['name']}**" if line["key"] == "1/si_vdnas/0" else line["name"], *_row(line))
+        for line in (*base, *sorted(_of(lines, 4), key=_name))
     ]
     return _table(("setting", *_HEADER), rows)
 

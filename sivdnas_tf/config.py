@@ -125,7 +125,7 @@ class SearchConfig:
       kl_centered: whether the divergence's gradient to the log dropout rates is centred, over an edge's operations and over a node's edges:
         the prior then moves rates against each other, not all of them up. Not the paper's.
       kl_until_budget: whether the divergence weighs nothing in the steps that begin with the expected multiply-adds of what the gates keep
-        within `budget.macs`: pruning then ends at the budget, however long the search goes on. Not the paper's.
+        within `budget.macs`: the prior's pruning then ends there, however long the search goes on. Not the paper's.
       cost_scale: what the expected multiply-adds of the deployed network, as a share of `budget.macs`, are multiplied by in the
         architecture's loss: steers the search to the budget.
       prior_gap_decay: what (1 - lambda)^2 is multiplied by an epoch, after the warm-up.

@@ -189,6 +189,13 @@ def test_v_vdnas_keeps_two_edges_a_node_whatever_is_expected():
     assert names(changed(3, epochs=12, expected_operations=190.0, mean_entropy=1.0, expected_macs=1e9), method="v_vdnas") == []
 
 
+def test_macs_about_the_budget_are_no_finding_where_the_divergence_stops_there():
+    just_over, over = (changed(3, epochs=12, records=healthy(), expected_macs=macs) for macs in (101.0, 103.0))
+    assert names(just_over) == names(over) == names(over, kl_until_budget=True) == ["over_budget"]
+    assert names(just_over, kl_until_budget=True) == []
+    assert names(just_over, kl_until_budget=True, method="h_vdnas") == []
+
+
 def test_the_advice_follows_the_settings():
     collapsed = changed(5, epochs=6, skip_share=0.75)
     (plain,) = found(collapsed)

@@ -79,7 +79,7 @@ class Supernet(keras.Model):
                 f"Received: noise_shape={noise_shape!r}"
             )
         self.space, self.plan, self.method, self.seed = space, plan, method, seed
-        self.kl_centered = False  # until `compile` says
+        self.kl_centered = self.kl_until_budget = False  # until `compile` says
         self.noise_in, self.noise_shape, self.gate_gradient = noise_in, noise_shape, gate_gradient
         self.mixing = method.mixing or mixing
         common = {
@@ -330,7 +330,8 @@ class Supernet(keras.Model):
             weights' optimizer must then be a `keras.optimizers.SGD`.
           class_weights: float `[classes]` that an example's cross-entropy is multiplied by in both losses; None for 1.
           cost_scale: of the expected cost in the architecture's loss.
-          cost_terms: `(fixed, {cell type: float [E, P]})`, see `expected_cost`; None without `cost_scale` and `kl_until_budget`.
+          cost_terms: `(fixed, {cell type: float [E, P]})`, see `expected_cost`; read only where `cost_scale` is above 0 or
+            `kl_until_budget` is set.
           run_eagerly: whether `fit` runs without tf.function, for debugging.
 
         Raises:
@@ -388,7 +389,7 @@ class Supernet(keras.Model):
         def loss():
             own = self.differentiable(draw, step)
             logits, divergence = self(images, draw=own, compute_all=compute_all, gradients_to=gradients_to), self.kl_divergence(own)
-            expected_cost = self.expected_cost(*self._cost_terms) if self._cost_terms else 0.0
+            expected_cost = self.expected_cost(*self._cost_terms) if self._cost_scale or self.kl_until_budget else 0.0
             value = objective.architecture_loss(
                 labels,
                 logits,

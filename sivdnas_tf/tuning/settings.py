@@ -2,6 +2,7 @@
 
 from sivdnas_tf.config import Config, check_searchable, cluster_workers, replace
 from sivdnas_tf.errors import ConfigError
+from sivdnas_tf.methods.registry import get_method
 from sivdnas_tf.tuning.space import configured, parse_space
 
 _NO_LIMIT = {"macs": 1e18, "params": 0.0, "latency_ms": 0.0}
@@ -25,8 +26,9 @@ def check_tune(config):
         )
     space = parse_space(config)
     drawn = {path for hyperparameter in space for path in hyperparameter.paths}
-    for field, off in (("cost_scale", 0), ("kl_until_budget", False)) if config.tune.objective == "accuracy" else ():
-        if getattr(config.search, field) != off or f"search.{field}" in drawn:
+    steers = config.search.kl_until_budget and ("search.method" in drawn or get_method(config.search.method).has_rates)
+    for field, is_set, off in (("cost_scale", config.search.cost_scale, 0), ("kl_until_budget", steers, False)):
+        if config.tune.objective == "accuracy" and (is_set or f"search.{field}" in drawn):
             raise ConfigError(
                 f"tune.objective accuracy takes the budget away, which search.{field} steers to. Expected accuracy_within_budget, or "
                 f"search.{field}={off} and not in config.tune.space. Received: search.{field}={getattr(config.search, field)}"

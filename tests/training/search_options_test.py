@@ -63,7 +63,8 @@ def test_what_a_method_has_no_use_for_has_no_effect(method):
 
 
 def test_an_interrupted_search_with_an_optimizer_of_the_rates_ends_as_it_would_have(tmp_path):
-    config = replace(SMALL, search=OPTIONS, deterministic=True, checkpoint={"keep": 3})
+    # A budget that is not reached, so that the divergence, ramp and centring count to the end.
+    config = replace(SMALL, search=OPTIONS, deterministic=True, checkpoint={"keep": 3}, budget={"macs": 1e3})
     datasets = load_datasets(config.data, config.seed)
     whole = run_search(config, datasets, tmp_path / "whole")
 
@@ -92,6 +93,6 @@ def test_pruning_ends_at_the_budget(tmp_path):
         run_search(replace(config, search={"kl_until_budget": until_budget}), datasets, run_dir, say=lambda line: None)
         expected.append([record["expected_macs"] for record in run_dir.read_metrics("search")])
     on, ended = expected
-    assert on[:3] == ended[:3] and on[2] > config.budget.macs > on[3]
+    assert on[:3] == pytest.approx(ended[:3], rel=1e-3) and on[2] > config.budget.macs > on[3]
     assert on[-1] < 0.7 * on[-2]
     assert ended[-1] > 0.9 * ended[-2] > 1.2 * on[-2]

@@ -45,13 +45,30 @@ def test_a_warm_up_longer_than_the_short_training_is_refused():
         check_tune(config)
 
 
-@pytest.mark.parametrize("steered", [{"cost_scale": 0.1}, {"kl_until_budget": True}, {}])
-def test_a_search_steered_to_a_budget_needs_one(steered):
-    rows = SPACE if steered else (*SPACE, ("search.cost_scale", "float", 0.0, 0.1))
-    config = replace(config_of(objective="accuracy", space=rows), search=steered)
-    with pytest.raises(ConfigError, match=rf"takes the budget away, which search\.{next(iter(steered), 'cost_scale')} steers to"):
+UNTIL_BUDGET = ("search.kl_until_budget", "choice", True, False)
+
+
+@pytest.mark.parametrize(
+    "steered, drawn",
+    [
+        ({"cost_scale": 0.1}, ()),
+        ({}, (("search.cost_scale", "float", 0.0, 0.1),)),
+        ({"kl_until_budget": True}, ()),
+        ({}, (UNTIL_BUDGET,)),
+        ({"kl_until_budget": True, "method": "darts_first"}, (("search.method", "choice", "darts_first", "v_vdnas"),)),
+    ],
+)
+def test_a_search_steered_to_a_budget_needs_one(steered, drawn):
+    config = replace(config_of(objective="accuracy", space=(*SPACE, *drawn)), search=steered)
+    field = "cost_scale" if "cost_scale" in str((steered, drawn)) else "kl_until_budget"
+    with pytest.raises(ConfigError, match=rf"takes the budget away, which search\.{field} steers to"):
         check_tune(config)
     check_tune(replace(config, tune={"objective": "accuracy_within_budget"}))
+
+
+def test_a_search_without_dropout_rates_needs_no_budget_to_stop_at():
+    config = replace(config_of(objective="accuracy"), search={"kl_until_budget": True, "method": "darts_first"})
+    check_tune(config)
 
 
 def test_streams_and_several_workers_in_a_training_are_refused(monkeypatch):
