@@ -15,7 +15,7 @@ from ablation import read_lines
 from sivdnas_tf.report.curves import Series, line_chart
 
 PAGE = pathlib.Path(__file__).parents[1] / "docs" / "ablation.md"
-_COLOURS = ("#0072b2", "#d55e00", "#00805d", "#a2447c", "#a07800", "#56606b", "#1f1f1f")
+_COLOURS = ("#0072b2", "#d55e00", "#00805d", "#a2447c", "#a07800", "#56606b", "#1f1f1f", "#c2a5cf")
 _CURVES = {
     "skip_share": "skip connections among the operations that would be derived",
     "expected_operations": "operations expected to be kept",
