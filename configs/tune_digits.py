@@ -3,8 +3,8 @@
 python -m sivdnas_tf tune --config=configs/tune_digits.py --workdir=runs/tune_digits
 
 runs/tune_digits/tune/best_config.py is then a configuration for `run`. A trial searches as the quickstart does and trains for half as many
-epochs. The eight took 50 minutes on two CPU cores that other work kept busy, and found accuracies from 0.8687 to 0.9884 on the validation
-images: BUILD.md, "Tuning the digits".
+epochs. The eight took 44 minutes on two CPU cores, one of which other work kept busy, and found accuracies from 0.8726 to 0.9807 on the
+validation images: BUILD.md, "Tuning the digits".
 """
 
 from configs import quickstart
