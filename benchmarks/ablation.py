@@ -21,6 +21,7 @@ import re
 import subprocess
 import sys
 
+from sivdnas_tf.methods.registry import get_method
 from sivdnas_tf.run_dir import RunDir, read_json
 
 LINES = pathlib.Path(__file__).with_suffix(".jsonl")
@@ -157,8 +158,7 @@ def runs():
 
 
 def _budget(method):
-    """The methods with DARTS' rule."""
-    return _ALL_FIT if method == "v_vdnas" or method.startswith("darts") else {}
+    return _ALL_FIT if get_method(method).rule == "darts" else {}
 
 
 def _mixing(method):

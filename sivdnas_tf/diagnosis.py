@@ -114,7 +114,7 @@ class _View:
 
     @property
     def has_rates(self):
-        return self.method.ranked_by != "weight"
+        return self.method.has_rates
 
     @functools.cached_property
     def moving(self):
