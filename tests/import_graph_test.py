@@ -26,6 +26,8 @@ LAYERS = {
         "variational.kl",
         "layers.blocks",
         "layers.depthwise",
+        "layers.drop_path",
+        "layers.normalization",
         "profiling.costs",
         "profiling.tf_profiler",
         "data.augment",

@@ -8,9 +8,8 @@ import keras
 import tensorflow as tf
 
 from sivdnas_tf.layers.depthwise import DepthwiseConv2D
+from sivdnas_tf.layers.normalization import make_normalization
 
-NORMALIZATIONS = ("batch_statistics", "batch", "synchronized_batch")
-_EPSILON = 1e-5
 _PACKAGE = "sivdnas_tf"
 
 
@@ -44,95 +43,6 @@ def depthwise_conv(kernel, *, stride=1, padding="same", dilation=1, name):
         depthwise_initializer=fan_in_uniform(kernel * kernel),
         name=name,
     )
-
-
-def make_normalization(kind, name, affine=True):
-    """Batch normalisation of one of `NORMALIZATIONS`.
-
-    Args:
-      kind: "batch_statistics" (search: the batch's own statistics, no affine parameters unless asked for), "batch" or
-        "synchronized_batch" (evaluation: Keras' layer with PyTorch's momentum and epsilon; statistics a replica, or over all of them).
-      name: of the layer.
-      affine: whether a scale and an offset are learnt.
-    """
-    if kind == "batch_statistics":
-        return BatchStatisticsNormalization(affine=affine, name=name)
-    if kind not in NORMALIZATIONS:
-        raise ValueError(f"normalization must be one of {', '.join(NORMALIZATIONS)}. Received: {kind!r}")
-    return BatchNormalization(
-        momentum=0.9, epsilon=_EPSILON, center=affine, scale=affine, synchronized=kind == "synchronized_batch", name=name
-    )
-
-
-@keras.saving.register_keras_serializable(_PACKAGE)
-class BatchNormalization(keras.layers.BatchNormalization):
-    """Keras' layer for images, trained by TensorFlow's fused kernel where a replica's batch gives the statistics.
-
-    The same values, moving averages included; Keras' own computation is a dozen elementwise operations, forward and backward.
-    """
-
-    def call(self, inputs, training=None, mask=None):
-        """Maps `[batch, height, width, channels]` to the same shape."""
-        if not training or not self.trainable or self.synchronized:
-            return super().call(inputs, training=training, mask=mask)
-        channels = inputs.shape[-1]
-        normalised, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
-            x=inputs,
-            scale=tf.cast(self.gamma, tf.float32) if self.scale else tf.ones([channels]),
-            offset=tf.cast(self.beta, tf.float32) if self.center else tf.zeros([channels]),
-            mean=tf.zeros([0]),
-            variance=tf.zeros([0]),
-            epsilon=self.epsilon,
-            is_training=True,
-        )
-        count = tf.cast(tf.size(inputs) // channels, tf.float32)
-        # The kernel gives the unbiased variance, as PyTorch's moving average has it; Keras' has the biased one.
-        for moving, value in ((self.moving_mean, mean), (self.moving_variance, variance * (count - 1.0) / count)):
-            moving.assign(moving * self.momentum + tf.cast(value, moving.dtype) * (1.0 - self.momentum))
-        return normalised
-
-
-@keras.saving.register_keras_serializable(_PACKAGE)
-class BatchStatisticsNormalization(keras.layers.Layer):
-    """Normalises each channel by the mean and variance of the batch at hand, in training and in inference alike.
-
-    The search's normalisation: candidate operations then carry no moving averages, so that one that is skipped in a step is left
-    exactly as it was (ARCHITECTURE.md, decision 5). Runs TensorFlow's fused kernel; Keras' own layer is a dozen elementwise ones.
-
-    Args:
-      affine: whether a scale (initially 1) and an offset (initially 0) a channel are learnt.
-    """
-
-    def __init__(self, affine=False, **kwargs):
-        super().__init__(**kwargs)
-        self.affine = affine
-
-    def build(self, input_shape):
-        """Makes the affine parameters, if any."""
-        if self.affine:
-            self.scale = self.add_weight(name="scale", shape=(input_shape[-1],), initializer="ones")
-            self.offset = self.add_weight(name="offset", shape=(input_shape[-1],), initializer="zeros")
-
-    def call(self, inputs, factor=1.0):
-        """Maps `[batch, height, width, channels]` to the same shape.
-
-        `factor`, a scalar, multiplies the result: within the kernel's own scale it costs nothing, and its gradient little.
-        """
-        channels = inputs.shape[-1]
-        factor = tf.cast(factor, tf.float32)
-        scale = factor * tf.cast(self.scale, tf.float32) if self.affine else tf.fill([channels], factor)
-        offset = factor * tf.cast(self.offset, tf.float32) if self.affine else tf.zeros([channels])
-        return tf.raw_ops.FusedBatchNormV3(
-            x=inputs, scale=scale, offset=offset, mean=tf.zeros([0]), variance=tf.zeros([0]), epsilon=_EPSILON, is_training=True
-        ).y
-
-    def compute_output_shape(self, input_shape):
-        """The shape of the input."""
-        return input_shape
-
-    def get_config(self):
-        """Arguments of the constructor."""
-        return {**super().get_config(), "affine": self.affine}
 
 
 def subsample(images, offset=0):
@@ -479,64 +389,3 @@ class Zero(keras.layers.Layer):
     def get_config(self):
         """Arguments of the constructor."""
         return {**super().get_config(), "stride": self.stride}
-
-
-@keras.saving.register_keras_serializable(_PACKAGE)
-class DropPathSchedule(keras.layers.Layer):
-    """The one place where a model's drop-path rate and step number live; its outputs feed every `DropPath`.
-
-    The training loop assigns both. As variables of the model they are saved and restored with it, and the masks, keyed by the step,
-    need no generator state.
-    """
-
-    def build(self, input_shape):
-        """Makes the two scalars."""
-        del input_shape
-        self.rate = self.add_weight(name="rate", shape=(), initializer="zeros", trainable=False)
-        self.step = self.add_weight(name="step", shape=(), dtype="int32", initializer="zeros", trainable=False)
-
-    def call(self, inputs):
-        """Returns `(rate, step)`, scalars; `inputs` only gives the layer a place in the graph."""
-        del inputs
-        return tf.convert_to_tensor(self.rate), tf.convert_to_tensor(self.step)
-
-    def compute_output_spec(self, inputs):
-        """Two scalars."""
-        del inputs
-        return keras.KerasTensor((), "float32"), keras.KerasTensor((), "int32")
-
-
-@keras.saving.register_keras_serializable(_PACKAGE)
-class DropPath(keras.layers.Layer):
-    """Zeroes its input for whole examples at random in training, and rescales the rest: stochastic depth for a path of a cell.
-
-    Args:
-      index: of this path in the network: paths are dropped independently.
-      seed: of the masks; with the step, the index and the replica it decides them.
-    """
-
-    def __init__(self, index, seed=0, **kwargs):
-        super().__init__(**kwargs)
-        self.index, self.seed = index, seed
-
-    def call(self, inputs, rate, step, training=None):
-        """Maps `[batch, height, width, channels]` to the same shape; `rate` and `step` come from a `DropPathSchedule`."""
-        if not training:
-            return inputs
-        context = tf.distribute.get_replica_context()
-        replica = context.replica_id_in_sync_group if context else 0
-        seed = tf.constant([self.seed, 0], tf.int32)
-        for salt in (self.index, step, replica):
-            seed = tf.random.experimental.stateless_fold_in(seed, salt)
-        keep = 1.0 - tf.cast(rate, tf.float32)
-        kept = tf.random.stateless_uniform([tf.shape(inputs)[0], 1, 1, 1], seed) < keep
-        return inputs * tf.cast(tf.cast(kept, tf.float32) / keep, inputs.dtype)
-
-    def compute_output_spec(self, inputs, rate, step, training=None):
-        """The shape and type of the input."""
-        del rate, step, training
-        return keras.KerasTensor(inputs.shape, inputs.dtype)
-
-    def get_config(self):
-        """Arguments of the constructor."""
-        return {**super().get_config(), "index": self.index, "seed": self.seed}

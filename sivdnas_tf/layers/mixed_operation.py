@@ -20,6 +20,7 @@ import keras
 import tensorflow as tf
 
 from sivdnas_tf.layers import blocks
+from sivdnas_tf.layers.normalization import BatchStatisticsNormalization
 from sivdnas_tf.layers.operations import candidate_operation
 
 # What a gradient is asked for, besides the images: the operations' weights, the samples that multiply them, or both.
@@ -69,7 +70,7 @@ class MixedOperation:
     def __init__(self, primitives, channels, stride, normalize_skips=False):
         self.stride = stride
         self._skip = "skip" if normalize_skips else "image"
-        self._normalize = blocks.BatchStatisticsNormalization()  # here, where the dtype policy is the templates' too
+        self._normalize = BatchStatisticsNormalization()  # here, where the dtype policy is the templates' too
         self.templates = [self._template(primitive, channels, stride) for primitive in primitives]
         # On the phases of an image a dilated convolution is what it is at stride 2: undilated, with the same weights.
         self._on_phases = {

@@ -4,6 +4,7 @@ import keras
 
 from sivdnas_tf.errors import ConfigError
 from sivdnas_tf.layers import blocks
+from sivdnas_tf.layers.normalization import make_normalization
 
 _AUXILIARY_CHANNELS = (128, 768)
 
@@ -26,7 +27,7 @@ class Stem(blocks.Chain):
       part: "cifar" (3x3 convolution and batch-norm; no ReLU; NAS-Bench-201's too), "imagenet_0" (two strided convolutions, to a quarter of
         the resolution) or "imagenet_1" (ReLU and one strided convolution, to an eighth).
       channels: of the output.
-      normalization: one of `blocks.NORMALIZATIONS`.
+      normalization: one of `normalization.NORMALIZATIONS`.
     """
 
     def __init__(self, part, channels, normalization="batch", **kwargs):
@@ -44,7 +45,7 @@ class Stem(blocks.Chain):
         return [keras.layers.ReLU(name="relu"), *_strided_conv(channels, in_channels, 2, 1), self._norm(1)]
 
     def _norm(self, number):
-        return blocks.make_normalization(self.normalization, f"norm_{number}")
+        return make_normalization(self.normalization, f"norm_{number}")
 
     def get_config(self):
         """Arguments of the constructor."""
@@ -79,7 +80,7 @@ class AuxiliaryHead(blocks.Chain):
     Args:
       network: "cifar" or "imagenet": the latter has no batch-norm after its second convolution.
       classes: of the classifier.
-      normalization: one of `blocks.NORMALIZATIONS`.
+      normalization: one of `normalization.NORMALIZATIONS`.
     """
 
     def __init__(self, network, classes, normalization="batch", **kwargs):
@@ -90,12 +91,12 @@ class AuxiliaryHead(blocks.Chain):
         """The layers, not yet built."""
         window, stride = auxiliary_pool(input_shape[1])
         first, second = _AUXILIARY_CHANNELS
-        last_norm = [blocks.make_normalization(self.normalization, "norm_2")] if self.network == "cifar" else []
+        last_norm = [make_normalization(self.normalization, "norm_2")] if self.network == "cifar" else []
         return [
             keras.layers.ReLU(name="relu_1"),
             keras.layers.AveragePooling2D(window, strides=stride, name="pool"),
             blocks.conv(first, (1, 1), input_shape[-1], name="conv_1"),
-            blocks.make_normalization(self.normalization, "norm_1"),
+            make_normalization(self.normalization, "norm_1"),
             keras.layers.ReLU(name="relu_2"),
             blocks.conv(second, (2, 2), first, name="conv_2"),
             *last_norm,
@@ -115,7 +116,7 @@ class Classifier(blocks.Chain):
 
     Args:
       classes: of the classifier.
-      normalization: of `blocks.NORMALIZATIONS`, for affine batch-norm and ReLU before the pooling (NAS-Bench-201); None for neither.
+      normalization: of `normalization.NORMALIZATIONS`, for affine batch-norm and ReLU before the pooling (NAS-Bench-201); None for neither.
     """
 
     def __init__(self, classes, normalization=None, **kwargs):
@@ -125,9 +126,7 @@ class Classifier(blocks.Chain):
     def make_steps(self, input_shape):
         """The layers, not yet built."""
         initializer = blocks.fan_in_uniform(input_shape[-1])
-        before = (
-            [] if self.normalization is None else [blocks.make_normalization(self.normalization, "norm"), keras.layers.ReLU(name="relu")]
-        )
+        before = [] if self.normalization is None else [make_normalization(self.normalization, "norm"), keras.layers.ReLU(name="relu")]
         return [
             *before,
             keras.layers.GlobalAveragePooling2D(name="pool"),

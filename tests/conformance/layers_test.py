@@ -15,7 +15,9 @@ import export
 import sivdnas_tf
 from export.freeze import Normalise
 from sivdnas_tf.layers import blocks
+from sivdnas_tf.layers.drop_path import DropPath, DropPathSchedule
 from sivdnas_tf.layers.mixing_weights import MixingWeights
+from sivdnas_tf.layers.normalization import BatchNormalization, BatchStatisticsNormalization
 from sivdnas_tf.layers.semi_implicit_dropout import GaussianDropout, SemiImplicitDropout
 from sivdnas_tf.models import heads
 
@@ -37,10 +39,10 @@ class Case:
 
 
 CASES = {
-    "batch statistics": Case(lambda: blocks.BatchStatisticsNormalization()),
-    "batch statistics, affine": Case(lambda: blocks.BatchStatisticsNormalization(affine=True), trainable=2),
-    "batch": Case(lambda: blocks.BatchNormalization(), trainable=2, non_trainable=2),
-    "batch, no affine": Case(lambda: blocks.BatchNormalization(center=False, scale=False), non_trainable=2),
+    "batch statistics": Case(lambda: BatchStatisticsNormalization()),
+    "batch statistics, affine": Case(lambda: BatchStatisticsNormalization(affine=True), trainable=2),
+    "batch": Case(lambda: BatchNormalization(), trainable=2, non_trainable=2),
+    "batch, no affine": Case(lambda: BatchNormalization(center=False, scale=False), non_trainable=2),
     "depthwise": Case(lambda: blocks.DepthwiseConv2D(5, padding="same", use_bias=False), trainable=1),
     "subsample": Case(lambda: blocks.Subsample(offset=1), shape=(7, 7, 4)),
     "relu-conv-bn": Case(lambda: blocks.ReLUConvBN(6), trainable=3, non_trainable=2),
@@ -56,8 +58,8 @@ CASES = {
     "pool, norm": Case(lambda: blocks.Pool("average", normalization="batch"), trainable=2, non_trainable=2),
     "factorized reduce": Case(lambda: blocks.FactorizedReduce(6), trainable=4, non_trainable=2),
     "zero": Case(lambda: blocks.Zero(stride=2), shape=(7, 7, 4)),
-    "drop path": Case(lambda: blocks.DropPath(3, seed=1), scalars=(tf.constant(0.5), tf.constant(7)), compute_output_shape=False),
-    "drop path schedule": Case(lambda: blocks.DropPathSchedule(), non_trainable=2, compute_output_shape=False),
+    "drop path": Case(lambda: DropPath(3, seed=1), scalars=(tf.constant(0.5), tf.constant(7)), compute_output_shape=False),
+    "drop path schedule": Case(lambda: DropPathSchedule(), non_trainable=2, compute_output_shape=False),
     "stem, cifar": Case(lambda: heads.Stem("cifar", 12), shape=(8, 8, 1), trainable=3, non_trainable=2),
     "stem, imagenet 0": Case(lambda: heads.Stem("imagenet_0", 8), shape=(16, 16, 3), trainable=6, non_trainable=4),
     "stem, imagenet 1": Case(lambda: heads.Stem("imagenet_1", 8), shape=(8, 8, 4), trainable=3, non_trainable=2),

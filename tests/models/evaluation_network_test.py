@@ -5,6 +5,7 @@ import pytest
 from sivdnas_tf.errors import ConfigError
 from sivdnas_tf.genotype import Cell, Edge, Genotype
 from sivdnas_tf.layers import blocks
+from sivdnas_tf.layers.drop_path import DropPath
 from sivdnas_tf.layers.operations import is_identity
 from sivdnas_tf.models.evaluation_network import DROP_PATH_SCHEDULE, evaluation_network
 from sivdnas_tf.profiling.costs import auxiliary_head_params, network_cost
@@ -266,7 +267,7 @@ def test_drop_path_spares_identities_only_and_drops_paths_independently(plain, t
     assert not any(f"{name}_drop_path" in {layer.name for layer in training_form.layers} for name in identities)
     strided = [name for name, identity in operation_names(plan) if "skip_connect" in name and not identity]
     assert strided and all(training_form.get_layer(f"{name}_drop_path") for name in strided)
-    indices = [layer.index for layer in training_form.layers if isinstance(layer, blocks.DropPath)]
+    indices = [layer.index for layer in training_form.layers if isinstance(layer, DropPath)]
     assert sorted(indices) == list(range(len(indices)))
 
 

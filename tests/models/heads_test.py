@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from sivdnas_tf.errors import ConfigError
-from sivdnas_tf.layers.blocks import BatchStatisticsNormalization
+from sivdnas_tf.layers.normalization import BatchStatisticsNormalization
 from sivdnas_tf.models import heads
 from sivdnas_tf.profiling.costs import auxiliary_head_params
 from sivdnas_tf.search_space import plan_network
