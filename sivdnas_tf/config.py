@@ -8,9 +8,10 @@ import dataclasses
 import json
 import math
 import os
-import sys
 
-from sivdnas_tf.errors import ConfigError, nearest
+from sivdnas_tf.config_fields import build, checked
+from sivdnas_tf.config_fields import constrained_field as _field
+from sivdnas_tf.errors import ConfigError
 from sivdnas_tf.methods.registry import METHODS, get_method
 from sivdnas_tf.search_space import NETWORKS, SEARCH_SPACES, get_search_space
 
@@ -26,11 +27,6 @@ LATENCY_RUNTIMES = ("keras", "tflite_1", "tflite_all", "onnxruntime")
 TUNERS = ("random", "hyperband", "bayesian", "grid")
 # What a trial of `tune` is measured by: see `TuneConfig`.
 TUNE_OBJECTIVES = ("accuracy_within_budget", "accuracy", "short_accuracy")
-
-
-def _field(default, *, low=None, high=None, above=None, choices=None):
-    """A field with its default and what a value must satisfy: low <= value <= high, value > above, value (or each item) in choices."""
-    return dataclasses.field(default=default, metadata={"low": low, "high": high, "above": above, "choices": choices})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -435,7 +431,7 @@ class Config:
         Raises:
           ConfigError: for an unknown field, a wrong type, or a value out of range, naming the field.
         """
-        return _build(cls, values, "config")
+        return build(cls, values, "config")
 
 
 def checked_field(path, value):
@@ -443,7 +439,7 @@ def checked_field(path, value):
     section, name = path.split(".")
     (cls,) = (field.type for field in dataclasses.fields(Config) if field.name == section)
     (field,) = (field for field in dataclasses.fields(cls) if field.name == name)
-    return _checked(value, field, path)
+    return checked(value, field, path)
 
 
 def check_searchable(config):
@@ -486,58 +482,3 @@ def cluster_workers():
             f"workers alone, and which of them this is. Received: {text!r}"
         )
     return workers
-
-
-def _build(cls, values, path):
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    if not hasattr(values, "items"):
-        raise ConfigError(f"{path} must hold the fields {', '.join(fields)}. Received: {values!r}")
-    arguments = {}
-    for name, value in values.items():
-        if name not in fields:
-            raise ConfigError(
-                f"unknown field {path}.{name}.{nearest(name, fields)} Expected one of {', '.join(fields)}. Received: {name}={value!r}"
-            )
-        field = fields[name]
-        if dataclasses.is_dataclass(field.type):
-            arguments[name] = _build(field.type, value, f"{path}.{name}")
-        else:
-            arguments[name] = _checked(value, field, f"{path}.{name}")
-    return cls(**arguments)
-
-
-def _checked(value, field, path):
-    value = _converted(value, field.type, path)
-    rules = {key: rule for key, rule in field.metadata.items() if rule is not None}
-    if "choices" in rules:
-        items = value if isinstance(value, tuple) else (value,)
-        for item in items:
-            if item not in rules["choices"]:
-                raise ConfigError(
-                    f"{path}.{nearest(item, rules['choices'])} Expected one of {', '.join(rules['choices'])}. Received: {item!r}"
-                )
-        if not items or len(set(items)) < len(items):
-            raise ConfigError(f"{path} must name at least one choice, each once. Received: {value!r}")
-    bounds = [
-        (f"at least {rules.get('low')}", "low" in rules and value < rules["low"]),
-        (f"above {rules.get('above')}", "above" in rules and value <= rules["above"]),
-        (f"at most {rules.get('high')}", "high" in rules and value > rules["high"]),
-    ]
-    for bound, broken in bounds:
-        if broken:
-            raise ConfigError(f"{path} must be {bound}. Received: {value!r}")
-    return value
-
-
-def _converted(value, expected, path):
-    if expected is tuple and isinstance(value, (list, tuple)):
-        return tuple(tuple(item) if isinstance(item, list) else item for item in value)  # JSON has lists only
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    # The comparison is exact for an integer too large to become a float.
-    if expected is float and is_number and abs(value) <= sys.float_info.max:
-        return float(value)
-    if expected is int and is_number and not isinstance(value, float):
-        return value
-    if expected in (bool, str) and isinstance(value, expected):
-        return value
-    raise ConfigError(f"{path} must be {'a finite number' if expected is float else 'of type ' + expected.__name__}. Received: {value!r}")

@@ -18,7 +18,7 @@ RULES = ("darts_rule", "derive", "uncertainty", "diagnosis")  # what becomes of 
 LAYERS = {
     0: (
         *("errors", "genotype", "darts_genotype", "search_space", "posterior", "config", "run_dir", "quiet", "random_search"),
-        "architecture_string",
+        *("architecture_string", "config_fields"),
         *(f"methods.{name}" for name in ("method", "registry", "si_vdnas", "h_vdnas", "v_vdnas", "darts", "random")),
     ),
     1: (
