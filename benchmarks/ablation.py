@@ -57,6 +57,8 @@ _SMALL = {
     "budget.resolution": 16,
     "budget.macs": 1.6e6,
 }
+# Those of 0, 1, 2, … whose random cell costs at least 0.95 of that budget, as much as searched cells do.
+_RANDOM_SEEDS = (13, 22, 35, 37, 46)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +155,9 @@ def runs():
     small += [
         Run(2, "si_vdnas, kl_until_budget", seed, "configs/cifar10_small.py", {**_SMALL, **_UNTIL_BUDGET}, trains=True) for seed in range(2)
     ]
-    random = [Run(2, "random", seed, "configs/cifar10_small.py", {**_SMALL, "search.method": "random"}, trains=True) for seed in range(5)]
+    random = [
+        Run(2, "random", seed, "configs/cifar10_small.py", {**_SMALL, "search.method": "random"}, trains=True) for seed in _RANDOM_SEEDS
+    ]
     return [*of_methods, *long, *factors, *small, *random]
 
 

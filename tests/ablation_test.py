@@ -8,8 +8,11 @@ import pytest
 
 from sivdnas_tf import __main__ as command_line
 from sivdnas_tf.config import Config
+from sivdnas_tf.derive import derive
 from sivdnas_tf.genotype import Genotype
 from sivdnas_tf.methods.registry import METHODS
+from sivdnas_tf.random_search import uniform_posterior
+from sivdnas_tf.search_space import get_search_space
 
 BENCHMARKS = pathlib.Path(__file__).parents[1] / "benchmarks"
 
@@ -53,6 +56,19 @@ def test_every_method_is_searched_with_three_seeds_and_trained_with_two(ablation
             assert len([run for run in runs if run.question == question and run.name == method]) >= seeds
     assert {run.question for run in runs} == {1, 2, 3, 4}
     assert all(run.trains == (run.question == 2) for run in runs)
+
+
+def test_random_cells_cost_nearly_the_budget_and_none_is_left_out(ablation, monkeypatch):
+    monkeypatch.chdir(BENCHMARKS.parent)
+    runs = {run.seed: run for run in ablation.runs() if run.question == 2 and run.name == "random"}
+    values, _ = command_line._parse("search", command_line.COMMANDS["search"], next(iter(runs[min(runs)].commands("unused", "data")))[1:])
+    config, near = Config.from_dict(values.config.to_dict()), []
+    posterior = uniform_posterior(get_search_space("darts"))
+    for seed in range(max(runs) + 1):
+        derivation = derive(posterior, rule="redraw", seed=seed, budget=config.budget, name="random")
+        if derivation.details["cost"]["macs"] >= 0.95 * config.budget.macs:
+            near.append(seed)
+    assert near == sorted(runs)
 
 
 def test_lines_are_of_runs_that_there_are(ablation):
