@@ -119,7 +119,7 @@ def plots(lines):
         names = sorted({line["name"] for line in members})
         for curve, title in _CURVES.items():
             series = []
-            for name, colour in zip(names, _COLOURS, strict=False):
+            for name, colour in zip(names, _COLOURS[: len(names)], strict=True):
                 values = [line[curve] for line in members if line["name"] == name]
                 epochs = tuple(range(1, min(map(len, values)) + 1))
                 series.append(Series(name, epochs, tuple(_mean([each[epoch - 1] for each in values]) for epoch in epochs), colour))
