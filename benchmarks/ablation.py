@@ -150,6 +150,13 @@ def runs():
         for seed in range(2)
         for rule in ("mode", "best_of")
     ]
+    # Whether it is the search or the rule that makes the difference to DARTS.
+    small += [
+        Run(
+            2, "si_vdnas, rule darts", seed, "configs/cifar10_small.py", {**_SMALL, "budget.macs": 3e6, "derive.rule": "darts"}, trains=True
+        )
+        for seed in range(2)
+    ]
     random = [
         Run(2, "random", seed, "configs/cifar10_small.py", {**_SMALL, "search.method": "random"}, trains=True) for seed in _RANDOM_SEEDS
     ]

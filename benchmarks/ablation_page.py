@@ -73,7 +73,14 @@ def table_trained(lines):
     for name in sorted({line["name"] for line in own}):
         values = [line["test_accuracy"] for line in own if line["name"] == name]
         spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-        rows.append((f"**{name}**", f"{len(values)} cells", *[""] * len(_HEADER), f"**{statistics.mean(values):.4f}{spread}**"))
+        rows.append(
+            (
+                f"**{name}**",
+                f"{len(values)} cell{'s' * (len(values) > 1)}",
+                *[""] * len(_HEADER),
+                f"**{statistics.mean(values):.4f}{spread}**",
+            )
+        )
     return _table(("search", "seed", *_HEADER, "test accuracy"), rows)
 
 
