@@ -18,6 +18,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -41,7 +42,7 @@ _BASE = {_BENCHMARK: {"search.kl_until_budget": False, "budget.macs": 200e6}}
 _ALL_FIT = {"budget.macs": 230e6}
 _UNTIL_BUDGET = {"search.kl_until_budget": True}
 _PAPER = {"search.normalize_skips": False, "search.gate_gradient": "none"}
-# The DARTS space at a size at which a search takes minutes on one core, and a training too. The budget is that of some eight operations.
+# The DARTS space at a size at which a search takes minutes on one core, and a training too. Cells at the budget have 15 to 31 operations.
 _SMALL = {
     "data.resolution": 16,
     "search.resolution": 0,
@@ -57,7 +58,7 @@ _SMALL = {
     "budget.resolution": 16,
     "budget.macs": 1.6e6,
 }
-# Those of 0, 1, 2, … whose random cell costs at least 0.95 of that budget, as much as searched cells do.
+# Those of 0, 1, 2, … whose random cell costs at least 0.95 of that budget, about as much as searched cells do.
 _RANDOM_SEEDS = (13, 22, 35, 37, 46)
 
 
@@ -73,6 +74,8 @@ class Run:
       fields: configuration field -> value.
       trains: whether the derived cell is trained and evaluated.
       best_of: whether rule best_of derives a cell too, after the method's own rule.
+      search_of: key of a run whose search, which differs in nothing but the budget, this one takes a copy of, so that its own `search`
+        command finds it done. What looks wrong with a search depends on the budget, and is left out of the line.
     """
 
     question: int
@@ -82,11 +85,16 @@ class Run:
     fields: dict = dataclasses.field(default_factory=dict)
     trains: bool = False
     best_of: bool = False
+    search_of: str = ""
 
     @property
     def key(self):
         """`1/si_vdnas/0`: the same for the same run."""
         return f"{self.question}/{self.name}/{self.seed}"
+
+    def directory(self, workdir, key=None):
+        """Where in `workdir` this run, or the one of another key, has its files."""
+        return pathlib.Path(workdir) / re.sub(r"[^\w.]+", "_", key or self.key)
 
     def commands(self, workdir, data_dir):
         """The arguments of `python -m sivdnas_tf`, a list a command."""
@@ -145,18 +153,13 @@ def runs():
     factors = [Run(4, name, 0, fields=fields) for name, fields in one_factor.items()]
     small = [Run(2, method, seed, "configs/cifar10_small.py", _small(method), trains=True) for seed in range(2) for method in _METHODS]
     # Nothing that the posterior draws costs as little as the budget: with one that all draws meet, `mode` stands beside the best of them.
-    small += [
-        Run(2, f"si_vdnas, {rule}, 6M", seed, "configs/cifar10_small.py", {**_SMALL, "budget.macs": 6e6, "derive.rule": rule}, trains=True)
-        for seed in range(2)
-        for rule in ("mode", "best_of")
-    ]
-    # Whether it is the search or the rule that makes the difference to DARTS.
-    small += [
-        Run(
-            2, "si_vdnas, rule darts", seed, "configs/cifar10_small.py", {**_SMALL, "budget.macs": 3e6, "derive.rule": "darts"}, trains=True
-        )
-        for seed in range(2)
-    ]
+    # Rule darts tells whether it is the search or the rule that makes the difference to DARTS.
+    again = {"mode, 6M": ("mode", 6e6), "best_of, 6M": ("best_of", 6e6), "rule darts": ("darts", 3e6)}
+    for seed in range(2):
+        for name, (rule, macs) in again.items():
+            fields = {**_SMALL, "budget.macs": macs, "derive.rule": rule}
+            source = f"2/si_vdnas/{seed}"
+            small.append(Run(2, f"si_vdnas, {name}", seed, "configs/cifar10_small.py", fields, trains=True, search_of=source))
     random = [
         Run(2, "random", seed, "configs/cifar10_small.py", {**_SMALL, "search.method": "random"}, trains=True) for seed in _RANDOM_SEEDS
     ]
@@ -169,8 +172,9 @@ def _budget(method):
 
 def _small(method):
     """`_SMALL` for a method: cifar10_small.py averages, which contradicts DARTS' softmax; DARTS' rule keeps cells of up to 2.91e6 macs."""
-    rule = {"budget.macs": 3e6} if get_method(method).rule == "darts" else {}
-    return {**_SMALL, "search.method": method, **({"search.mixing": "softmax"} if method.startswith("darts") else {}), **rule}
+    mixing = {"search.mixing": "softmax"} if method.startswith("darts") else {}
+    budget = {"budget.macs": 3e6} if get_method(method).rule == "darts" else {}
+    return {**_SMALL, "search.method": method, **mixing, **budget}
 
 
 def read_lines():
@@ -183,7 +187,9 @@ def read_lines():
 
 def execute(run, workdir, data_dir):
     """Runs the commands, each from where it was interrupted; returns the run's line."""
-    path, derived = pathlib.Path(workdir) / re.sub(r"[^\w.]+", "_", run.key), {}
+    path, derived = run.directory(workdir), {}
+    if run.search_of and not path.exists():
+        _copy_search(run.directory(workdir, run.search_of), path)
     for command in run.commands(path, data_dir):
         result = subprocess.run(
             [sys.executable, "-m", "sivdnas_tf", *command], env=os.environ | _ONE_THREAD, capture_output=True, text=True, check=False
@@ -193,11 +199,28 @@ def execute(run, workdir, data_dir):
         if command[0] == "derive":
             key = "best_of" if "--rule=best_of" in command else "own"
             derived[key] = read_json(path / "derive.json"), RunDir(path, create=False).read_genotype()
-    return _line(run, RunDir(path, create=False), *derived["own"]) | _best_of(*derived.get("best_of", (None, None)))
+    best_of = derived["own"] if derived["own"][0]["rule"] == "best_of" else derived.get("best_of", (None, None))
+    return _line(run, RunDir(path, create=False), *derived["own"]) | _best_of(*best_of)
+
+
+def _copy_search(source, target):
+    """Makes the run directory `target` with the finished search of `source` and nothing else of it.
+
+    Raises:
+      RuntimeError: where that has not finished: another machine, or another time, would not make the same one to the last bit.
+    """
+    if not source.exists() or not RunDir(source, create=False).is_done("search"):
+        raise RuntimeError(f"{target.name} derives from the search of another run. Expected it finished in {source}. Received: none there")
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source / "search", partial / "search")
+    (partial / "stages").mkdir()
+    shutil.copy(source / "stages" / "search.json", partial / "stages")
+    partial.rename(target)
 
 
 def _best_of(derivation, genotype):
-    """What a line says of rule best_of, beside the method's own rule."""
+    """What a line says of rule best_of: what it returned, and what else it had to choose from."""
     if derivation is None:
         return {}
     scores = [entry["score"] for entry in derivation["candidates"]]
@@ -209,6 +232,7 @@ def _best_of(derivation, genotype):
             "mode_score": scores[0],
             "drawn": len(scores) - 1,
             "over_budget": scores.count(None),
+            "least_macs": min(entry["macs"] for entry in derivation["candidates"]),
         }
     }
 
@@ -235,6 +259,8 @@ def _line(run, run_dir, derivation, genotype):
         "steps": records[-1]["step"] if records else 0,
         **{name: [_rounded(record.get(name)) for record in records] for name in _CURVES},
     }
+    if run.search_of:
+        line.pop("findings")
     if run.trains:
         evaluation = read_json(run_dir.file("evaluation.json"))
         line |= {"test_accuracy": evaluation["top1"], "test_images": evaluation["images"]}

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import sys
 
 import pytest
@@ -45,7 +46,7 @@ def test_every_run_is_a_valid_configuration_of_its_own(ablation, monkeypatch):
         assert config.seed == config.derive.seed == run.seed and config.data.data_dir == "data"
         seen.setdefault(json.dumps(config.to_dict(), sort_keys=True), run.key)
         assert not run.best_of or config.search.method == "si_vdnas"
-    assert len(seen) == len(runs), "two runs are the same search"
+    assert len(seen) == len(runs), "two runs have the same configuration"
 
 
 def test_every_method_is_searched_with_three_seeds_and_trained_with_two(ablation):
@@ -77,10 +78,48 @@ def test_lines_are_of_runs_that_there_are(ablation):
         assert line["commands"] == [" ".join(["python -m sivdnas_tf", *command]) for command in known[key].commands("DIR", "DATA")]
         if "best_of" in line:  # never over the budget, and at least as good on its own score
             found = line["best_of"]
-            assert found["macs"] <= 200e6 and (found["mode_score"] is None or found["score"] >= found["mode_score"])
+            (budget,) = {float(value) for command in line["commands"] for value in re.findall(r"--config.budget.macs=(\S+)", command)}
+            assert found["macs"] <= budget and (found["mode_score"] is None or found["score"] >= found["mode_score"])
         if line["architecture_string"]:
             kept = [edge.operation for edge in Genotype.from_architecture_string(line["architecture_string"]).normal.edges]
             assert line["operations"] == {"normal": [name for name in kept if name != "none"]}
+
+
+def test_a_run_derives_from_the_finished_search_of_another(ablation, tmp_path, monkeypatch):
+    monkeypatch.chdir(BENCHMARKS.parent)
+    fields = {"search.method": "random"}
+    first = ablation.Run(1, "random", 3, fields=fields)
+    source, found = first.directory(tmp_path), ablation.execute(first, tmp_path, tmp_path)
+    again = ablation.Run(1, "again", 3, fields={**fields, "budget.macs": found["macs"] - 1}, search_of=first.key)
+    target = again.directory(tmp_path)
+    (source / "search" / "of_the_source").touch()
+    target.with_name(target.name + ".partial").mkdir()  # of a copy that was interrupted
+    line = ablation.execute(again, tmp_path, tmp_path)
+    assert (target / "search" / "of_the_source").exists() and line["macs"] < found["macs"]
+    assert "findings" in found and "findings" not in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted((source.name, target.name))
+    assert ablation.execute(first, tmp_path, tmp_path) == found and ablation.execute(again, tmp_path, tmp_path) == line
+
+
+def test_a_run_does_not_derive_from_a_search_that_has_not_finished(ablation, tmp_path):
+    again = ablation.Run(1, "again", 3, search_of="1/random/3")
+    for unfinished in (None, "search"):
+        if unfinished:
+            (ablation.Run(1, "random", 3).directory(tmp_path) / unfinished).mkdir(parents=True)
+        with pytest.raises(RuntimeError, match=r"1_again_3 derives from the search of another run.*1_random_3"):
+            ablation.execute(again, tmp_path, tmp_path)
+    assert not again.directory(tmp_path).exists()
+
+
+def test_what_derives_again_has_the_same_search(ablation, monkeypatch):
+    monkeypatch.chdir(BENCHMARKS.parent)
+    settings, runs = {}, ablation.runs()
+    for run in runs:
+        arguments = next(iter(run.commands("unused", "data")))[1:]
+        values, _ = command_line._parse("search", command_line.COMMANDS["search"], arguments)
+        settings[run.key] = Config.from_dict(values.config.to_dict()).stage_settings("search")
+    again = [run for run in runs if run.search_of]
+    assert again and all(settings[run.key] == settings[run.search_of] for run in again)
 
 
 def test_a_finished_run_becomes_a_line(ablation, tmp_path, monkeypatch):

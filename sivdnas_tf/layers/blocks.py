@@ -121,7 +121,7 @@ class ReLUConvBN(Chain):
 
     Args:
       channels: of the output.
-      normalization: one of `NORMALIZATIONS`.
+      normalization: one of `layers.normalization.NORMALIZATIONS`.
       kernel: side of the kernel in pixels, odd; the image is padded by half of it on each side.
       stride: 1 or 2.
       affine: whether batch-norm has affine parameters; None leaves them out in a search.
@@ -154,7 +154,7 @@ class _Halving(keras.layers.Layer):
 
     Args:
       channels: of the output.
-      normalization: one of `NORMALIZATIONS`.
+      normalization: one of `layers.normalization.NORMALIZATIONS`.
     """
 
     def __init__(self, channels, normalization="batch", **kwargs):
@@ -184,7 +184,7 @@ class ResidualReduction(_Halving):
 
     Args:
       channels: of the output.
-      normalization: one of `NORMALIZATIONS`.
+      normalization: one of `layers.normalization.NORMALIZATIONS`.
     """
 
     def build(self, input_shape):
@@ -211,7 +211,7 @@ class _ConvOperation(Chain):
     Args:
       kernel: side of the depthwise kernel in pixels.
       stride: 1 or 2.
-      normalization: one of `NORMALIZATIONS`.
+      normalization: one of `layers.normalization.NORMALIZATIONS`.
     """
 
     def __init__(self, kernel, stride=1, normalization="batch", **kwargs):
@@ -298,8 +298,8 @@ class Pool(Chain):
     Args:
       kind: "max" or "average".
       stride: 1 or 2.
-      normalization: one of `NORMALIZATIONS`, without affine parameters unless it is an evaluation's; None for no batch-norm, as the
-        reference evaluates.
+      normalization: one of `layers.normalization.NORMALIZATIONS`, without affine parameters unless it is an evaluation's; None for no
+        batch-norm, as the reference evaluates.
     """
 
     def __init__(self, kind, stride=1, normalization=None, **kwargs):
@@ -330,7 +330,7 @@ class FactorizedReduce(_Halving):
 
     Args:
       channels: of the output; even.
-      normalization: one of `NORMALIZATIONS`.
+      normalization: one of `layers.normalization.NORMALIZATIONS`.
     """
 
     def build(self, input_shape):

@@ -61,7 +61,7 @@ def candidate_operation(primitive, *, channels, stride, normalization="batch", p
       primitive: one of `EVALUATION_OPERATIONS`.
       channels: of input and output.
       stride: 1 or 2.
-      normalization: one of `normalization.NORMALIZATIONS`, for what has convolutions.
+      normalization: one of `layers.normalization.NORMALIZATIONS`, for what has convolutions.
       pool_normalization: the same for pools; None, as the reference evaluates, for none.
       name: of the layer.
 

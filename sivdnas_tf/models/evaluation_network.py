@@ -23,7 +23,7 @@ def evaluation_network(
       auxiliary: whether the model has the auxiliary head as a second output (training only); the network must have one.
       drop_path: whether paths can be dropped (training only); rate and step are assigned through the layer `DROP_PATH_SCHEDULE`.
       synchronized: whether batch-norm takes its statistics over all replicas.
-      pool_normalization: None as the reference evaluates, or one of `normalization.NORMALIZATIONS` after every pool.
+      pool_normalization: None as the reference evaluates, or one of `layers.normalization.NORMALIZATIONS` after every pool.
       seed: of drop path.
       name: of the model.
 

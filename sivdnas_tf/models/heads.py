@@ -27,7 +27,7 @@ class Stem(blocks.Chain):
       part: "cifar" (3x3 convolution and batch-norm; no ReLU; NAS-Bench-201's too), "imagenet_0" (two strided convolutions, to a quarter of
         the resolution) or "imagenet_1" (ReLU and one strided convolution, to an eighth).
       channels: of the output.
-      normalization: one of `normalization.NORMALIZATIONS`.
+      normalization: one of `layers.normalization.NORMALIZATIONS`.
     """
 
     def __init__(self, part, channels, normalization="batch", **kwargs):
@@ -80,7 +80,7 @@ class AuxiliaryHead(blocks.Chain):
     Args:
       network: "cifar" or "imagenet": the latter has no batch-norm after its second convolution.
       classes: of the classifier.
-      normalization: one of `normalization.NORMALIZATIONS`.
+      normalization: one of `layers.normalization.NORMALIZATIONS`.
     """
 
     def __init__(self, network, classes, normalization="batch", **kwargs):
@@ -116,7 +116,8 @@ class Classifier(blocks.Chain):
 
     Args:
       classes: of the classifier.
-      normalization: of `normalization.NORMALIZATIONS`, for affine batch-norm and ReLU before the pooling (NAS-Bench-201); None for neither.
+      normalization: of `layers.normalization.NORMALIZATIONS`, for affine batch-norm and ReLU before the pooling (NAS-Bench-201); None for
+        neither.
     """
 
     def __init__(self, classes, normalization=None, **kwargs):
