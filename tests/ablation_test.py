@@ -35,14 +35,19 @@ def fixture_page(ablation):
     return ablation_page
 
 
+def config_of(run):
+    """The `Config` of the run's search command."""
+    name, *arguments = next(iter(run.commands("unused", "data")))
+    values, _ = command_line._parse(name, command_line.COMMANDS[name], arguments)
+    return Config.from_dict(values.config.to_dict())
+
+
 def test_every_run_is_a_valid_configuration_of_its_own(ablation, monkeypatch):
     monkeypatch.chdir(BENCHMARKS.parent)
     runs, seen = ablation.runs(), {}
     assert len({run.key for run in runs}) == len(runs)
     for run in runs:
-        name, *arguments = next(iter(run.commands("unused", "data")))
-        values, _ = command_line._parse(name, command_line.COMMANDS[name], arguments)
-        config = Config.from_dict(values.config.to_dict())
+        config = config_of(run)
         assert config.seed == config.derive.seed == run.seed and config.data.data_dir == "data"
         seen.setdefault(json.dumps(config.to_dict(), sort_keys=True), run.key)
         assert not run.best_of or config.search.method == "si_vdnas"
@@ -62,9 +67,7 @@ def test_every_method_is_searched_with_three_seeds_and_trained_with_two(ablation
 def test_random_cells_cost_nearly_the_budget_and_none_is_left_out(ablation, monkeypatch):
     monkeypatch.chdir(BENCHMARKS.parent)
     runs = {run.seed: run for run in ablation.runs() if run.question == 2 and run.name == "random"}
-    values, _ = command_line._parse("search", command_line.COMMANDS["search"], next(iter(runs[min(runs)].commands("unused", "data")))[1:])
-    config, near = Config.from_dict(values.config.to_dict()), []
-    posterior = uniform_posterior(get_search_space("darts"))
+    config, near, posterior = config_of(runs[min(runs)]), [], uniform_posterior(get_search_space("darts"))
     for seed in range(max(runs) + 1):
         derivation = derive(posterior, rule="redraw", seed=seed, budget=config.budget, name="random")
         if derivation.details["cost"]["macs"] >= 0.95 * config.budget.macs:
@@ -113,13 +116,11 @@ def test_a_run_does_not_derive_from_a_search_that_has_not_finished(ablation, tmp
 
 def test_what_derives_again_has_the_same_search(ablation, monkeypatch):
     monkeypatch.chdir(BENCHMARKS.parent)
-    settings, runs = {}, ablation.runs()
-    for run in runs:
-        arguments = next(iter(run.commands("unused", "data")))[1:]
-        values, _ = command_line._parse("search", command_line.COMMANDS["search"], arguments)
-        settings[run.key] = Config.from_dict(values.config.to_dict()).stage_settings("search")
-    again = [run for run in runs if run.search_of]
-    assert again and all(settings[run.key] == settings[run.search_of] for run in again)
+    runs = {run.key: run for run in ablation.runs()}
+    again = [run for run in runs.values() if run.search_of]
+    assert again
+    for run in again:
+        assert config_of(run).stage_settings("search") == config_of(runs[run.search_of]).stage_settings("search")
 
 
 def test_a_finished_run_becomes_a_line(ablation, tmp_path, monkeypatch):
