@@ -5,9 +5,10 @@
     python benchmarks/ablation.py --workdir=DIR --data_dir=DATA --only='1/*' --jobs=2
     python benchmarks/ablation_page.py                                    # tables and plots from the lines
 
-A run is commands of `python -m sivdnas_tf`, as its line records them: search, derive and, for question 2, train and evaluate, each in a
-process with one thread, so that --jobs of them share the cores. What was interrupted continues: a finished run has a line, a half one its
-directory. DATA holds a prepared TFDS cifar10.
+A run is commands of `python -m sivdnas_tf`, as its line records them: search and derive, train and evaluate where the cell is trained, each
+in a process with one thread, so that --jobs of them share the cores. What was interrupted continues: a finished run has a line, a half one
+its directory. Question 5 trains the cells that question 1's lines have: a second call trains what the first one found. DATA holds a
+prepared TFDS cifar10.
 """
 
 import argparse
@@ -18,11 +19,14 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 
+from sivdnas_tf.config import Config
 from sivdnas_tf.methods.registry import get_method
+from sivdnas_tf.profiling.costs import deployed_cost
 from sivdnas_tf.run_dir import RunDir, read_json
 
 LINES = pathlib.Path(__file__).with_suffix(".jsonl")
@@ -60,14 +64,20 @@ _SMALL = {
 }
 # Those of 0, 1, 2, … whose random cell costs at least 0.95 of that budget, about as much as searched cells do.
 _RANDOM_SEEDS = (13, 22, 35, 37, 46)
+# NAS-Bench-201's network at the width and depth of the searched supernet.
+_TRAINED = {"train.channels": 8, "train.cells": 3, "train.epochs": 2, "train.batch_size": 64, "train.learning_rate": 0.05}
+# Those of 0, 1, 2, … whose random cell there costs at least 110e6, as those of most searches do.
+_RANDOM_BENCHMARK_SEEDS = (4, 13, 17, 20)
+# 3x3 convolutions and one skip connection, from input to output: the kind that METHOD.md says the benchmark's best cells are.
+_REFERENCE = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """A search, and what is made of it.
+    """A search, and what is made of it; or a cell that is trained without one.
 
     Attributes:
-      question: of docs/ablation.md, 1 to 4.
+      question: of docs/ablation.md, 1 to 5.
       name: what differs from the configuration, for tables.
       seed: of everything, the derivation's draws included.
       config: file of the configuration.
@@ -76,6 +86,7 @@ class Run:
       best_of: whether rule best_of derives a cell too, after the method's own rule.
       search_of: key of a run whose search, which differs in nothing but the budget, this one takes a copy of, so that its own `search`
         command finds it done. What looks wrong with a search depends on the budget, and is left out of the line.
+      genotype: architecture string of a cell that is trained and evaluated in place of a searched one.
     """
 
     question: int
@@ -86,6 +97,7 @@ class Run:
     trains: bool = False
     best_of: bool = False
     search_of: str = ""
+    genotype: str = ""
 
     @property
     def key(self):
@@ -102,6 +114,10 @@ class Run:
         overrides = [f"--config={self.config}", f"--config.data.data_dir={data_dir}"]
         overrides += [f"--config.{field}={value}" for field, value in values.items()]
         located = [f"--workdir={workdir}"]
+        if self.genotype:
+            yield ["train", *overrides, *located, f"--genotype={self.genotype}"]
+            yield ["evaluate", *located]
+            return
         yield ["search", *overrides, *located]
         # Overwritten, where the second rule derives again: what was interrupted between them then goes on.
         yield ["derive", *located, *(["--overwrite"] if self.best_of else [])]
@@ -163,7 +179,18 @@ def runs():
     random = [
         Run(2, "random", seed, "configs/cifar10_small.py", {**_SMALL, "search.method": "random"}, trains=True) for seed in _RANDOM_SEEDS
     ]
-    return [*of_methods, *long, *factors, *small, *random]
+    return [*of_methods, *long, *factors, *small, *random, *_trained_cells()]
+
+
+def _trained_cells():
+    """Question 1's cells, `best_of`'s too, as far as there are lines; the reference, and random cells."""
+    found = {_REFERENCE}
+    for line in read_lines().values():
+        if line["question"] == 1:
+            found |= {line["architecture_string"], line.get("best_of", line)["architecture_string"]}
+    cells = [Run(5, cell, 0, fields=_TRAINED, trains=True, genotype=cell) for cell in sorted(found)]
+    random = {**_TRAINED, "search.method": "random", **_ALL_FIT}
+    return [*cells, *(Run(5, "random", seed, fields=random, trains=True) for seed in _RANDOM_BENCHMARK_SEEDS)]
 
 
 def _budget(method):
@@ -199,8 +226,16 @@ def execute(run, workdir, data_dir):
         if command[0] == "derive":
             key = "best_of" if "--rule=best_of" in command else "own"
             derived[key] = read_json(path / "derive.json"), RunDir(path, create=False).read_genotype()
-    best_of = derived["own"] if derived["own"][0]["rule"] == "best_of" else derived.get("best_of", (None, None))
-    return _line(run, RunDir(path, create=False), *derived["own"]) | _best_of(*best_of)
+    own = _as_given(RunDir(path, create=False)) if run.genotype else derived["own"]
+    best_of = own if own[0].get("rule") == "best_of" else derived.get("best_of", (None, None))
+    return _line(run, RunDir(path, create=False), *own) | _best_of(*best_of)
+
+
+def _as_given(run_dir):
+    """What derive.json would say of the genotype that the run was given, as far as a line has it; and the genotype."""
+    genotype, config = run_dir.read_genotype(), Config.from_dict(read_json(run_dir.file("config.json")))
+    cost = dataclasses.asdict(deployed_cost(genotype, config.budget))
+    return {"cost": cost, "mode_cost": None, "architecture_string": genotype.architecture_string}, genotype
 
 
 def _copy_search(source, target):
@@ -239,7 +274,7 @@ def _best_of(derivation, genotype):
 
 def _line(run, run_dir, derivation, genotype):
     records = run_dir.read_metrics("search")
-    named = [" ".join(["python -m sivdnas_tf", *command]) for command in run.commands("DIR", "DATA")]
+    named = ["python -m sivdnas_tf " + shlex.join(command) for command in run.commands("DIR", "DATA")]
     line = {
         "key": run.key,
         "question": run.question,

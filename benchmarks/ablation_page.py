@@ -5,6 +5,7 @@ python benchmarks/ablation_page.py --check    # ends with 1 where the page does 
 """
 
 import argparse
+import collections
 import pathlib
 import re
 import statistics
@@ -36,11 +37,15 @@ def _number(value, digits=2):
     return "" if value is None else f"{value:.{digits}f}"
 
 
+def _cell(found):
+    """The string for a table, or how many operations each cell has; of a line, or what it says of best_of."""
+    cell = found["architecture_string"]
+    return f"`{cell.replace('|', chr(92) + '|')}`" if cell else ", ".join(f"{kind} {len(ops)}" for kind, ops in found["operations"].items())
+
+
 def _row(line):
-    cell = line["architecture_string"]
-    shown = f"`{cell.replace('|', chr(92) + '|')}`" if cell else ", ".join(f"{kind} {len(ops)}" for kind, ops in line["operations"].items())
     weightless, skips = (_number(_last(line, name)) for name in ("weightless_share", "skip_share"))
-    return (shown, f"{line['macs'] / 1e6:.1f}", skips, weightless, _number(_last(line, "expected_operations"), 1), _accuracy(line))
+    return (_cell(line), f"{line['macs'] / 1e6:.1f}", skips, weightless, _number(_last(line, "expected_operations"), 1), _accuracy(line))
 
 
 def _accuracy(line):
@@ -84,6 +89,21 @@ def table_trained(lines):
     return _table(("search", "seed", *_HEADER, "test accuracy"), rows)
 
 
+def table_cells(lines):
+    """Question 5: a row a trained cell, the best first, with the searches of question 1 that found it."""
+    found = collections.defaultdict(list)
+    for line in sorted(_of(lines, 1), key=lambda line: (line["name"], line["seed"])):
+        found[line["architecture_string"]].append(f"{line['name']} {line['seed']}")
+        if "best_of" in line:
+            found[line["best_of"]["architecture_string"]].append(f"{line['name']} {line['seed']} by best_of")
+    rows = []
+    for line in sorted(_of(lines, 5), key=lambda line: -line["test_accuracy"]):
+        cell = line["architecture_string"]
+        by = [f"random {line['seed']}"] if line["name"] == "random" else found.get(cell, ["(for comparison)"])
+        rows.append((_cell(line), "; ".join(by), f"{line['macs'] / 1e6:.1f}", f"{line['test_accuracy']:.4f}"))
+    return _table(("cell", "found by", "macs, M", "test accuracy"), rows)
+
+
 def table_long(lines):
     """Question 3: each long search below its short one."""
     rows = []
@@ -110,12 +130,18 @@ def table_best_of(lines):
         if "best_of" in line:
             found = line["best_of"]
             own = "" if found["mode_score"] is None else f"{found['mode_score']:.4f}"
-            cell = f"`{found['architecture_string'].replace('|', chr(92) + '|')}`"
-            rows.append((line["seed"], cell, f"{found['macs'] / 1e6:.1f}", f"{found['score']:.4f}", own, found["over_budget"]))
+            rows.append((line["seed"], _cell(found), f"{found['macs'] / 1e6:.1f}", f"{found['score']:.4f}", own, found["over_budget"]))
     return _table(("seed", "cell of best_of", "macs, M", "its score", "score of mode", "candidates over the budget"), rows)
 
 
-TABLES = {"methods": table_methods, "trained": table_trained, "best_of": table_best_of, "long": table_long, "factors": table_factors}
+TABLES = {
+    "methods": table_methods,
+    "best_of": table_best_of,
+    "trained": table_trained,
+    "long": table_long,
+    "factors": table_factors,
+    "cells": table_cells,
+}
 
 
 def plots(lines):

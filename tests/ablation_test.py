@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import shlex
 import sys
 
 import pytest
@@ -12,6 +13,7 @@ from sivdnas_tf.config import Config
 from sivdnas_tf.derive import derive
 from sivdnas_tf.genotype import Genotype
 from sivdnas_tf.methods.registry import METHODS
+from sivdnas_tf.profiling.costs import deployed_cost
 from sivdnas_tf.random_search import uniform_posterior
 from sivdnas_tf.search_space import get_search_space
 
@@ -36,7 +38,7 @@ def fixture_page(ablation):
 
 
 def config_of(run):
-    """The `Config` of the run's search command."""
+    """The `Config` of the run's first command."""
     name, *arguments = next(iter(run.commands("unused", "data")))
     values, _ = command_line._parse(name, command_line.COMMANDS[name], arguments)
     return Config.from_dict(values.config.to_dict())
@@ -49,7 +51,7 @@ def test_every_run_is_a_valid_configuration_of_its_own(ablation, monkeypatch):
     for run in runs:
         config = config_of(run)
         assert config.seed == config.derive.seed == run.seed and config.data.data_dir == "data"
-        seen.setdefault(json.dumps(config.to_dict(), sort_keys=True), run.key)
+        seen.setdefault(json.dumps([run.genotype, config.to_dict()], sort_keys=True), run.key)
         assert not run.best_of or config.search.method == "si_vdnas"
     assert len(seen) == len(runs), "two runs have the same configuration"
 
@@ -60,32 +62,48 @@ def test_every_method_is_searched_with_three_seeds_and_trained_with_two(ablation
     for question, methods, seeds in ((1, trained - {"random"}, 3), (2, trained, 2)):
         for method in methods:
             assert len([run for run in runs if run.question == question and run.name == method]) >= seeds
-    assert {run.question for run in runs} == {1, 2, 3, 4}
-    assert all(run.trains == (run.question == 2) for run in runs)
+    assert {run.question for run in runs} == {1, 2, 3, 4, 5}
+    assert all(run.trains == (run.question in (2, 5)) for run in runs)
 
 
-def test_random_cells_cost_nearly_the_budget_and_none_is_left_out(ablation, monkeypatch):
+@pytest.mark.parametrize(("question", "least_macs"), [(2, 0.95 * 1.6e6), (5, 110e6)])
+def test_random_cells_cost_what_searched_ones_do_and_none_is_left_out(ablation, monkeypatch, question, least_macs):
     monkeypatch.chdir(BENCHMARKS.parent)
-    runs = {run.seed: run for run in ablation.runs() if run.question == 2 and run.name == "random"}
-    config, near, posterior = config_of(runs[min(runs)]), [], uniform_posterior(get_search_space("darts"))
+    runs = {run.seed: run for run in ablation.runs() if run.question == question and run.name == "random"}
+    config, near = config_of(runs[min(runs)]), []
+    posterior = uniform_posterior(get_search_space(config.search.search_space))
     for seed in range(max(runs) + 1):
         derivation = derive(posterior, rule="redraw", seed=seed, budget=config.budget, name="random")
-        if derivation.details["cost"]["macs"] >= 0.95 * config.budget.macs:
+        if derivation.details["cost"]["macs"] >= least_macs:
             near.append(seed)
     assert near == sorted(runs)
 
 
-def test_lines_are_of_runs_that_there_are(ablation):
+def test_every_cell_of_question_1_is_trained_once(ablation, monkeypatch):
+    found = {
+        "1/a/0": {"question": 1, "architecture_string": "|none~0|", "best_of": {"architecture_string": "|skip_connect~0|"}},
+        "1/a/1": {"question": 1, "architecture_string": "|none~0|"},
+        "4/b/0": {"question": 4, "architecture_string": "|avg_pool_3x3~0|"},
+    }
+    monkeypatch.setattr(ablation, "read_lines", lambda: found)
+    cells = [run.genotype for run in ablation.runs() if run.genotype]
+    assert sorted(cells) == sorted({"|none~0|", "|skip_connect~0|", ablation._REFERENCE})
+
+
+def test_lines_are_of_runs_that_there_are(ablation, monkeypatch):
+    monkeypatch.chdir(BENCHMARKS.parent)
     known = {run.key: run for run in ablation.runs()}
     for key, line in ablation.read_lines().items():
-        assert line["commands"] == [" ".join(["python -m sivdnas_tf", *command]) for command in known[key].commands("DIR", "DATA")]
+        assert [shlex.split(command)[3:] for command in line["commands"]] == list(known[key].commands("DIR", "DATA"))
         if "best_of" in line:  # never over the budget, and at least as good on its own score
             found = line["best_of"]
             (budget,) = {float(value) for command in line["commands"] for value in re.findall(r"--config.budget.macs=(\S+)", command)}
             assert found["macs"] <= budget and (found["mode_score"] is None or found["score"] >= found["mode_score"])
         if line["architecture_string"]:
-            kept = [edge.operation for edge in Genotype.from_architecture_string(line["architecture_string"]).normal.edges]
+            genotype = Genotype.from_architecture_string(line["architecture_string"])
+            kept = [edge.operation for edge in genotype.normal.edges]
             assert line["operations"] == {"normal": [name for name in kept if name != "none"]}
+            assert line["macs"] == deployed_cost(genotype, config_of(known[key]).budget).macs
 
 
 def test_a_run_derives_from_the_finished_search_of_another(ablation, tmp_path, monkeypatch):
