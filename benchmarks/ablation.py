@@ -153,18 +153,13 @@ def runs():
         "log delta -7": {"search.initial_log_dropout_rate": -7.0},
         "prior_gap_decay 0.8": {"search.prior_gap_decay": 0.8},
         "prior_gap_decay 1": {"search.prior_gap_decay": 1.0},
-        "kl_ramp_epochs 8": {"search.kl_ramp_epochs": 8},
         "mixing average": {"search.mixing": "average"},
         "mixing sigmoid": {"search.mixing": "sigmoid"},
         "mixing softmax": {"search.mixing": "softmax"},
         "gate_gradient none": {"search.gate_gradient": "none"},
         "normalize_skips off": {"search.normalize_skips": False},
-        "noise_shape cell": {"search.noise_shape": "cell"},
-        "noise_in architecture": {"search.noise_in": "architecture"},
         "kl_centered": {"search.kl_centered": True},
         "kl_until_budget, a budget of 120M": {**_UNTIL_BUDGET, "budget.macs": 120e6},
-        "warmup_epochs 5": {"search.warmup_epochs": 5},
-        "w ten times slower": {"search.architecture_learning_rate": 1e-3, "search.dropout_rate_learning_rate": 1e-2},
     }
     factors = [Run(4, name, 0, fields=fields) for name, fields in one_factor.items()]
     small = [Run(2, method, seed, "configs/cifar10_small.py", _small(method), trains=True) for seed in range(2) for method in _METHODS]
