@@ -99,7 +99,11 @@ def table_cells(lines):
     rows = []
     for line in sorted(_of(lines, 5), key=lambda line: -line["test_accuracy"]):
         cell = line["architecture_string"]
-        by = [f"random {line['seed']}"] if line["name"] == "random" else found.get(cell, ["(for comparison)"])
+        by = (
+            [f"random {line['seed']}"]
+            if line["name"] == "random"
+            else found.get(cell, [f"(for comparison, trained with seed {line['seed']})"])
+        )
         rows.append((_cell(line), "; ".join(by), f"{line['macs'] / 1e6:.1f}", f"{line['test_accuracy']:.4f}"))
     return _table(("cell", "found by", "macs, M", "test accuracy"), rows)
 

@@ -79,15 +79,15 @@ def test_random_cells_cost_what_searched_ones_do_and_none_is_left_out(ablation, 
     assert near == sorted(runs)
 
 
-def test_every_cell_of_question_1_is_trained_once(ablation, monkeypatch):
+def test_every_cell_of_question_1_is_trained_once_and_the_reference_with_three_seeds(ablation, monkeypatch):
     found = {
         "1/a/0": {"question": 1, "architecture_string": "|none~0|", "best_of": {"architecture_string": "|skip_connect~0|"}},
         "1/a/1": {"question": 1, "architecture_string": "|none~0|"},
         "4/b/0": {"question": 4, "architecture_string": "|avg_pool_3x3~0|"},
     }
     monkeypatch.setattr(ablation, "read_lines", lambda: found)
-    cells = [run.genotype for run in ablation.runs() if run.genotype]
-    assert sorted(cells) == sorted({"|none~0|", "|skip_connect~0|", ablation._REFERENCE})
+    cells = [(run.genotype, run.seed) for run in ablation.runs() if run.genotype]
+    assert sorted(cells) == sorted([("|none~0|", 0), ("|skip_connect~0|", 0), *((ablation._REFERENCE, seed) for seed in range(3))])
 
 
 def test_lines_are_of_runs_that_there_are(ablation, monkeypatch):
