@@ -90,22 +90,17 @@ def table_trained(lines):
 
 
 def table_cells(lines):
-    """Question 5: a row a trained cell, the best first, with the searches of question 1 that found it."""
+    """Question 5: a row a training, the best first, with the searches of questions 1 and 3 that found the cell."""
     found = collections.defaultdict(list)
-    for line in sorted(_of(lines, 1), key=lambda line: (line["name"], line["seed"])):
+    for line in sorted((*_of(lines, 1), *_of(lines, 3)), key=lambda line: (line["name"], line["seed"])):
         found[line["architecture_string"]].append(f"{line['name']} {line['seed']}")
         if "best_of" in line:
             found[line["best_of"]["architecture_string"]].append(f"{line['name']} {line['seed']} by best_of")
     rows = []
     for line in sorted(_of(lines, 5), key=lambda line: -line["test_accuracy"]):
-        cell = line["architecture_string"]
-        by = (
-            [f"random {line['seed']}"]
-            if line["name"] == "random"
-            else found.get(cell, [f"(for comparison, trained with seed {line['seed']})"])
-        )
-        rows.append((_cell(line), "; ".join(by), f"{line['macs'] / 1e6:.1f}", f"{line['test_accuracy']:.4f}"))
-    return _table(("cell", "found by", "macs, M", "test accuracy"), rows)
+        by = ["random"] if line["name"] == "random" else found[line["architecture_string"]]
+        rows.append((_cell(line), "; ".join(by), f"{line['macs'] / 1e6:.1f}", line["seed"], f"{line['test_accuracy']:.4f}"))
+    return _table(("cell", "found by (and seed)", "macs, M", "seed of the training", "test accuracy"), rows)
 
 
 def table_long(lines):

@@ -4,11 +4,11 @@
 
 then `derive --workdir=runs/nasbench201`. DIR holds a prepared TFDS cifar10 (`tfds build cifar10 --data_dir=DIR`).
 `--config.search.method=M` takes every method. The supernet is a proxy of 8 channels and a cell a stage; the network that is deployed, and
-trained, is the benchmark's own: 16 channels, five cells a stage. Searches took 4 to 10 minutes on two CPU cores that two of them and other
-work shared; darts_second took 13 minutes and 16 seconds with both to itself, derive included. docs/ablation.md has what came out, and why
-skips are normalised and gates pass gradient here. The prior stops at the budget, so that how much is kept does not depend on the search's
-length. None of the three is the paper's. Every cell meets the budget of 230 million multiply-adds (six 3x3 convolutions have 220 million):
-DARTS' rule cannot prune to a smaller one.
+trained, is the benchmark's own: 16 channels, five cells a stage. Searches took 4 to 11 minutes on two CPU cores that two of them and other
+work shared, and darts_second 13 to 18; with both cores to itself 13 minutes and 16 seconds, derive included. docs/ablation.md has what came
+out, and why skips are normalised and gates pass gradient here. The prior stops at the budget, so that how much is kept does not depend on
+the search's length. None of the three is the paper's. Every cell meets the budget of 230 million multiply-adds (six 3x3 convolutions have
+220 million): DARTS' rule cannot prune to a smaller one.
 """
 
 import ml_collections

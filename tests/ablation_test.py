@@ -13,7 +13,7 @@ from sivdnas_tf.config import Config
 from sivdnas_tf.derive import derive
 from sivdnas_tf.genotype import Genotype
 from sivdnas_tf.methods.registry import METHODS
-from sivdnas_tf.profiling.costs import deployed_cost
+from sivdnas_tf.profiling.costs import check_budget, deployed_cost
 from sivdnas_tf.random_search import uniform_posterior
 from sivdnas_tf.search_space import get_search_space
 
@@ -53,6 +53,8 @@ def test_every_run_is_a_valid_configuration_of_its_own(ablation, monkeypatch):
         assert config.seed == config.derive.seed == run.seed and config.data.data_dir == "data"
         seen.setdefault(json.dumps([run.genotype, config.to_dict()], sort_keys=True), run.key)
         assert not run.best_of or config.search.method == "si_vdnas"
+        if run.genotype:
+            check_budget(Genotype.from_architecture_string(run.genotype), config.budget)
     assert len(seen) == len(runs), "two runs have the same configuration"
 
 
@@ -67,7 +69,7 @@ def test_every_method_is_searched_with_three_seeds_and_trained_with_two(ablation
 
 
 @pytest.mark.parametrize(("question", "least_macs"), [(2, 0.95 * 1.6e6), (5, 110e6)])
-def test_random_cells_cost_what_searched_ones_do_and_none_is_left_out(ablation, monkeypatch, question, least_macs):
+def test_random_cells_cost_at_least_that_much_and_none_is_left_out(ablation, monkeypatch, question, least_macs):
     monkeypatch.chdir(BENCHMARKS.parent)
     runs = {run.seed: run for run in ablation.runs() if run.question == question and run.name == "random"}
     config, near = config_of(runs[min(runs)]), []
