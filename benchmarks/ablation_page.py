@@ -45,14 +45,16 @@ def _cell(found):
 
 def _row(line):
     weightless, skips = (_number(_last(line, name)) for name in ("weightless_share", "skip_share"))
-    return (_cell(line), f"{line['macs'] / 1e6:.1f}", skips, weightless, _number(_last(line, "expected_operations"), 1), _accuracy(line))
+    expected, searched = (_last(line, name) for name in ("expected_operations", "expected_macs"))
+    searched = None if searched is None else searched / 1e6
+    return (_cell(line), f"{line['macs'] / 1e6:.1f}", _number(searched, 1), skips, weightless, _number(expected, 1), _accuracy(line))
 
 
 def _accuracy(line):
     return _number(_last(line, "architecture_accuracy"), 3)
 
 
-_HEADER = ("cell", "macs, M", "skips", "no weights", "expected operations", "accuracy")
+_HEADER = ("cell", "macs, M", "expected macs, M", "skips", "no weights", "expected operations", "accuracy")
 
 
 def _table(header, rows):
